@@ -1,0 +1,133 @@
+"""Recurrent statistics: the part of a user's state with a fixed definition. O(1) an event, and they outlive a change of encoder.
+
+Exponentially decayed counts per event type, recency per type, moments of the gaps, decayed and mean log value, tenure. `update` is
+numpy, in place, on the at-rest layout; `readout` is torch, because it belongs to the head and runs where the head runs.
+
+A late event (older than the user's last) is taken as if it happened at the user's last event: time does not run backwards for a user.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from model.hazards import DAY_MS, HOUR_MS
+
+SLOTS = 12  # event types with counts of their own; slot 0 is every other type
+SCALES_MS = (HOUR_MS, DAY_MS, 7 * DAY_MS, 30 * DAY_MS)  # and a fifth scale that never forgets
+_VALUE_SCALE_MS = 30 * DAY_MS
+_GAP_WEIGHT = 0.1  # of the newest gap in the moving moments
+EPOCH_2000_MS = 946_684_800_000
+MAX_TENURE_MS = 365 * DAY_MS  # tenure is capped: beyond it a longer log must not look like another kind of user
+MAX_COUNT = 1000
+
+STATISTICS = np.dtype(
+    [
+        ("first_ms", "<i8"),
+        ("last_ms", "<i8"),
+        ("counts", "<f4", (SLOTS, len(SCALES_MS) + 1)),
+        ("last_seconds", "<u4", (SLOTS,)),  # since 2000-01-01; 0: never
+        ("count", "<u4"),
+        ("gap_mean", "<f4"),  # of log1p(seconds)
+        ("gap_square", "<f4"),
+        ("value_sum", "<f4"),  # of signed log1p, decayed over 30 days
+        ("value_weight", "<f4"),
+        ("value_total", "<f4"),
+        ("value_count", "<f4"),
+    ]
+)
+"""One user's statistics. `count == 0` is a user never seen; all zero bytes are a valid, empty record."""
+
+_DECAY_PER_MS = np.array([1 / s for s in SCALES_MS] + [0.0])
+
+
+def signed_log1p(value: NDArray[np.float32]) -> NDArray[np.float32]:
+    """log1p of the magnitude with the sign kept: refunds are negative."""
+    return np.sign(value) * np.log1p(np.abs(value))
+
+
+def update(stats: NDArray[np.void], slot: NDArray[np.int64], time_ms: NDArray[np.int64], value: NDArray[np.float32]) -> None:
+    """Take one event of each of N distinct users into `stats` (N,) of dtype STATISTICS, in place.
+
+    slot: (N,) the event type's slot in [0, SLOTS); time_ms: (N,); value: (N,), NaN where the event has none.
+    """
+    n = len(stats)
+    row = np.arange(n)
+    new = stats["count"] == 0
+    last_ms = np.where(new, time_ms, stats["last_ms"])
+    now_ms = np.maximum(time_ms, last_ms)
+    elapsed_ms = (now_ms - last_ms).astype(np.float64)
+    counts = stats["counts"]
+    counts *= np.exp(-elapsed_ms[:, None] * _DECAY_PER_MS).astype(np.float32)[:, None, :]
+    counts[row, slot] += 1
+    stats["last_seconds"][row, slot] = np.maximum((now_ms - EPOCH_2000_MS) // 1000, 1)
+    gap = np.log1p(elapsed_ms / 1000).astype(np.float32)
+    weight = np.where(stats["count"] > 1, _GAP_WEIGHT, 1.0).astype(np.float32)  # the first gap is the mean of one gap
+    weight[new] = 0
+    stats["gap_mean"] += weight * (gap - stats["gap_mean"])
+    stats["gap_square"] += weight * (gap * gap - stats["gap_square"])
+    has_value = ~np.isnan(value)
+    log_value = np.where(has_value, signed_log1p(np.where(has_value, value, 0)), 0).astype(np.float32)
+    decay = np.exp(-elapsed_ms / _VALUE_SCALE_MS).astype(np.float32)
+    stats["value_sum"] = stats["value_sum"] * decay + log_value
+    stats["value_weight"] = stats["value_weight"] * decay + has_value
+    stats["value_total"] += log_value
+    stats["value_count"] += has_value
+    stats["first_ms"] = np.where(new, now_ms, stats["first_ms"])
+    stats["last_ms"] = now_ms
+    stats["count"] += 1
+
+
+READOUT_SIZE = SLOTS * (len(SCALES_MS) + 2) + 12
+
+
+def readout(stats: NDArray[np.void], at_ms: NDArray[np.int64], device: torch.device | str = "cpu") -> torch.Tensor:
+    """(N, READOUT_SIZE) float32: what the head sees of the statistics and the calendar at the moment asked.
+
+    at_ms: (N,) not before the user's last event (an earlier moment is taken as that event's).
+    """
+    silent_ms = np.maximum(at_ms - stats["last_ms"], 0)
+    asked_ms = stats["last_ms"] + silent_ms
+    tenure_ms = np.minimum(asked_ms - stats["first_ms"], MAX_TENURE_MS)
+    decay = np.exp(-silent_ms[:, None] * _DECAY_PER_MS).astype(np.float32)
+    since_type = np.where(
+        stats["last_seconds"] > 0,
+        (asked_ms[:, None] - EPOCH_2000_MS) // 1000 - stats["last_seconds"].astype(np.int64),
+        MAX_TENURE_MS // 1000,
+    )
+    day = (asked_ms % DAY_MS).astype(np.float64) * (2 * np.pi / DAY_MS)
+    week = (asked_ms % (7 * DAY_MS)).astype(np.float64) * (2 * np.pi / (7 * DAY_MS))
+    gap_mean = stats["gap_mean"]
+    log_silent = np.log1p(silent_ms / 1000)
+    scalars = np.stack(
+        [
+            log_silent / 15,
+            (log_silent - gap_mean) / 5,
+            gap_mean / 15,
+            np.sqrt(np.maximum(stats["gap_square"] - gap_mean * gap_mean, 0)) / 5,
+            stats["value_sum"] / (stats["value_weight"] + 1) / 5,
+            stats["value_total"] / (stats["value_count"] + 1) / 5,
+            np.log1p(tenure_ms / HOUR_MS) / 9,
+            np.log1p(np.minimum(stats["count"], MAX_COUNT)) / 7,
+            np.sin(day),
+            np.cos(day),
+            np.sin(week),
+            np.cos(week),
+        ],
+        axis=1,
+    ).astype(np.float32)
+
+    def tensor(array: NDArray[np.float32]) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+
+    counts_NVS = tensor(stats["counts"]) * tensor(decay).unsqueeze(1)
+    # The count that never forgets is given as a rate: a total says how long the log is, not how the user behaves.
+    per_day_N1 = tensor((1 / (tenure_ms / DAY_MS + 1)).astype(np.float32)).unsqueeze(1)
+    parts = [
+        torch.log1p(counts_NVS[:, :, :-1]).flatten(1),
+        torch.log1p(counts_NVS[:, :, -1] * per_day_N1),
+        torch.log1p(tensor(np.clip(since_type, 0, MAX_TENURE_MS // 1000).astype(np.float32))) / 15,
+        tensor(scalars),
+    ]
+    return torch.cat(parts, dim=1)
