@@ -136,8 +136,8 @@ class Settings(BaseSettings):
             default = field.get_default(call_default_factory=True)
             shown = ",".join(map(str, default)) if isinstance(default, tuple) and default and isinstance(default[0], str) else default
             kind = _type_name(field.annotation)
-            lines.append(f"  {prefix}{name.upper()}
-      {field.description}. {kind}; default {'none' if shown in (None, '') else shown}")
+            shown = "none" if shown in (None, "", {}) else shown
+            lines.append(f"  {prefix}{name.upper()}\n      {field.description}. {kind}; default {shown}")
         return "\n".join(lines)
 
     def kafka_client(self) -> dict[str, Any]:
