@@ -1,0 +1,1 @@
+"""The worker: poll -> decode -> load states -> step -> publish -> persist, exactly once."""

@@ -1,0 +1,123 @@
+"""What the worker needs of a log with consumer groups: poll, committed, seek, publish, commit. Kafka stands behind this interface.
+
+Implementations: `worker.transport_kafka` (kafka-python) and `worker.transport_memory` (a whole broker in memory, for deterministic tests
+of the whole worker). One set of contract tests runs against both.
+
+The interface is synchronous and used from one thread. The assignment changes only inside `poll`, which reports the change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+Headers = Sequence[tuple[str, bytes]]
+
+
+class Partition(NamedTuple):
+    """A topic partition."""
+
+    topic: str
+    number: int
+
+
+class Position(NamedTuple):
+    """A committed position: the offset of the next record to consume, and the metadata string that travels with it."""
+
+    offset: int
+    metadata: str = ""
+
+
+class Bounds(NamedTuple):
+    """Offsets that a partition retains: records in [first, end). In exactly_once, `end` is the last stable offset."""
+
+    first: int
+    end: int
+
+
+@dataclass(slots=True)
+class Records:
+    """Records of one partition, in log order, in columns of equal length. times_ms: the records' Kafka timestamps."""
+
+    partition: Partition
+    offsets: list[int]
+    times_ms: list[int]
+    keys: list[bytes | None]
+    values: list[bytes | None]
+    headers: list[Headers]
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+
+@dataclass(slots=True)
+class Polled:
+    """One poll. First give up `revoked`, then take over `assigned`, then process `records` (never of a partition not owned).
+
+    A partition that was taken away and given back between two polls is in both lists. An assigned partition is paused where it stands:
+    nothing of it is delivered before the first `seek`.
+    """
+
+    records: list[Records] = field(default_factory=list)
+    revoked: list[Partition] = field(default_factory=list)
+    assigned: list[Partition] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Outgoing:
+    """Messages for one partition of an output topic, in order. partition None: by the key's hash (Kafka's default partitioner).
+
+    headers: None, or one sequence a message.
+    """
+
+    topic: str
+    partition: int | None
+    keys: list[bytes | None]
+    values: list[bytes | None]
+    headers: list[Headers] | None = None
+
+
+class TransportError(Exception):
+    """The log cannot be reached or refused for now. Nothing is known to have been committed: ask `committed` before going on."""
+
+
+class Fenced(TransportError):
+    """This member no longer owns what it tried to commit (a newer generation or a newer producer exists)."""
+
+
+class FatalTransportError(Exception):
+    """Trying again cannot help (a topic is missing, authorisation, a message that no broker would take). The message says what to do."""
+
+
+class Transport(Protocol):
+    """One member of a consumer group that publishes too."""
+
+    def poll(self, timeout_ms: int, max_records: int) -> Polled:
+        """Records that are there, waiting up to timeout_ms for the first. Raises TransportError, FatalTransportError."""
+
+    def committed(self, partitions: Collection[Partition]) -> dict[Partition, Position]:
+        """Positions last committed by the group; a partition without one is absent. Waits for transactions of a dead member that are
+        still open to end. Raises TransportError."""
+
+    def bounds(self, partitions: Collection[Partition]) -> dict[Partition, Bounds]:
+        """What is retained of each partition. Raises TransportError."""
+
+    def partition_count(self, topic: str) -> int:
+        """Number of partitions. Raises FatalTransportError where the topic does not exist, TransportError where that cannot be known."""
+
+    def seek(self, partition: Partition, offset: int) -> None:
+        """Deliver from `offset` on. Records fetched before the seek are not delivered. A partition not owned is ignored."""
+
+    def publish(self, outgoing: Sequence[Outgoing], positions: Mapping[Partition, Position]) -> None:
+        """exactly_once: one transaction of the messages and the positions; when it returns, both are committed; when it raises, ask
+        `committed`. at_least_once: the messages are acknowledged when it returns; the positions wait for `commit`.
+
+        Raises Fenced, TransportError (the transaction was aborted as far as possible and the producer rebuilt), FatalTransportError.
+        """
+
+    def commit(self, positions: Mapping[Partition, Position]) -> None:
+        """at_least_once: commit positions. Raises Fenced, TransportError."""
+
+    def close(self) -> None:
+        """Leave the group at once and release everything. Never raises."""
