@@ -5,6 +5,7 @@ Shapes: N users or events, T steps, H hidden units, K event sets, B bins of the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,7 +44,7 @@ class Encoder(nn.Module):
 
     def step(self, hidden_NH: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
         """(N, H) hidden state after one event of each user."""
-        weights: list[torch.Tensor] = self.rnn.all_weights[0]  # w_ih, w_hh, b_ih, b_hh of the one layer
+        weights: Sequence[torch.Tensor] = self.rnn.all_weights[0]  # w_ih, w_hh, b_ih, b_hh of the one layer
         return torch.gru_cell(inputs, hidden_NH, *weights)
 
     def forward(self, inputs_NTF: torch.Tensor, hidden_NH: torch.Tensor | None = None) -> torch.Tensor:

@@ -34,7 +34,9 @@ class WorkerSettings(Settings):
     redis_cluster: bool = Field(False, description="redis_url names a node of a Redis Cluster")
     redis_ssl_cafile: str | None = Field(None, description="PEM file of the authority that signed Redis' certificate")
     redis_timeout_seconds: float = Field(5.0, gt=0, description="for a connection or an answer")
-    history_events: int = Field(50, ge=1, le=10_000, description="last events kept for each user, from which a state is rebuilt after an encoder change")
+    history_events: int = Field(
+        50, ge=1, le=10_000, description="last events kept for each user, from which a state is rebuilt after an encoder change"
+    )
     retention_days: float = Field(180, gt=0, description="a user silent for longer is deleted")
     silence_hours: Annotated[tuple[float, ...], NoDecode] = Field(
         (24, 72, 168, 336, 720), description="hours of silence after which a user is scored again, comma-separated; empty: never"
@@ -46,16 +48,22 @@ class WorkerSettings(Settings):
     target_p99_ms: float = Field(50, gt=0, description="bounds the micro-batch: it shrinks when a batch takes longer than half of this")
     max_batch_records: int = Field(2000, ge=1, description="most records in a micro-batch")
     cache_users: int = Field(200_000, ge=1000, description="most users whose state is kept in memory")
-    flush_interval_ms: float = Field(250, ge=0, description="most time between a score and its state in Redis; also bounds the replay after a crash")
+    flush_interval_ms: float = Field(
+        250, ge=0, description="most time between a score and its state in Redis; also bounds the replay after a crash"
+    )
     flush_users: int = Field(20_000, ge=1, description="most users changed between two flushes")
     max_bad_share: float = Field(0.5, gt=0, le=1, description="stop when more than this share of recent records is bad")
     bad_window_records: int = Field(1000, ge=10, description="how many recent records max_bad_share looks at")
     model_poll_seconds: float = Field(5.0, gt=0, description="time between looks at the registry")
     device: str = Field("auto", description="where the network runs: auto, cpu, cuda, cuda:1")
     threads: int = Field(1, ge=1, description="CPU threads of the network")
-    session_timeout_ms: int = Field(10_000, ge=1000, description="Kafka gives a worker's partitions away after this long without a heartbeat")
+    session_timeout_ms: int = Field(
+        10_000, ge=1000, description="Kafka gives a worker's partitions away after this long without a heartbeat"
+    )
     heartbeat_interval_ms: int = Field(1000, ge=100, description="time between heartbeats; also how soon a rebalance is noticed")
-    transaction_timeout_ms: int = Field(10_000, ge=1000, description="Kafka aborts a transaction open for longer; how long a killed worker's blocks")
+    transaction_timeout_ms: int = Field(
+        10_000, ge=1000, description="Kafka aborts a transaction open for longer; how long a killed worker's blocks"
+    )
     metrics_port: int = Field(9464, ge=0, le=65535, description="port of /metrics, /healthz, /readyz; 0: any free one")
 
     @field_validator("targets", mode="before")

@@ -50,6 +50,11 @@ class Records:
     def __len__(self) -> int:
         return len(self.offsets)
 
+    def first(self, count: int) -> Records:
+        """The first `count` of them."""
+        columns = (self.offsets, self.times_ms, self.keys, self.values, self.headers)
+        return Records(self.partition, *(column[:count] for column in columns))  # type: ignore[arg-type]
+
 
 @dataclass(slots=True)
 class Polled:
@@ -105,6 +110,9 @@ class Transport(Protocol):
 
     def partition_count(self, topic: str) -> int:
         """Number of partitions. Raises FatalTransportError where the topic does not exist, TransportError where that cannot be known."""
+
+    def message_bytes(self, topic: str) -> int:
+        """The largest message that a topic takes. Raises FatalTransportError where the topic does not exist, TransportError."""
 
     def seek(self, partition: Partition, offset: int) -> None:
         """Deliver from `offset` on. Records fetched before the seek are not delivered. A partition not owned is ignored."""

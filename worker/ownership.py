@@ -1,0 +1,165 @@
+"""The partitions that this worker owns: taking over, letting go, flushing, and starting anew when something went wrong."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import redis
+from numpy.typing import NDArray
+
+from worker.acquire import acquire, replayed, settle
+from worker.arena import ArenaFull
+from worker.metrics import Metrics
+from worker.patience import Patience
+from worker.record import chunk_slots
+from worker.settings import WorkerSettings
+from worker.states import States
+from worker.store import Moved, Store, StoreUnavailable
+from worker.task import Task
+from worker.transport import Partition, Transport, TransportError
+
+log = logging.getLogger(__name__)
+
+
+class Ownership:
+    """tasks: by partition number. A task whose states in memory may be ahead of what is committed is never flushed: it is `forget`ed,
+    and acquired anew before anything else happens to it."""
+
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        transport: Transport,
+        client: redis.Redis,
+        states: States,
+        partitions: int,
+        patience: Patience,
+        metrics: Metrics,
+        monotonic: Callable[[], float],
+    ) -> None:
+        self.tasks: dict[int, Task] = {}
+        self._settings = settings
+        self._transport = transport
+        self._redis = client
+        self._states = states
+        self._partitions = partitions
+        self._patience = patience
+        self._metrics = metrics
+        self._monotonic = monotonic
+        self._forgotten: set[int] = set()
+        self._at_risk: set[int] = set()
+
+    def revoke(self, partitions: Iterable[Partition]) -> None:
+        """Let go. What is flushed now, the next owner need not replay; should it be quicker, the compare-and-set protects it."""
+        for number in {p.number for p in partitions} & self.tasks.keys():
+            task = self.tasks[number]
+            try:
+                if number not in self._forgotten:
+                    self._flush(task)
+            except (Moved, StoreUnavailable, TransportError) as error:
+                log.info("revoked without a flush, the next owner replays", extra={"fields": {"partition": number, "why": error}})
+            self._drop(task)
+            self._metrics.revoked(number, self._settings.event_topics)
+            log.info("partition revoked", extra={"fields": {"partition": number}})
+
+    def assign(self, partitions: Iterable[Partition]) -> None:
+        """Take over. Raises Refused, StoreError, FatalTransportError."""
+        for number in sorted({p.number for p in partitions} - self.tasks.keys()):
+            self._acquire(number)
+
+    def forget(self, numbers: Iterable[int], error: Exception) -> None:
+        """States in memory may be ahead of what is committed: acquire these partitions anew."""
+        for number in numbers:
+            if number in self.tasks and number not in self._forgotten:
+                self._forgotten.add(number)
+                self._metrics.reacquired.labels(type(error).__name__).inc()
+                log.warning("acquiring a partition anew", extra={"fields": {"partition": number, "why": error}})
+
+    def acquire_forgotten(self) -> None:
+        for number in sorted(self._forgotten):
+            self._drop(self.tasks[number])
+            self._acquire(number)
+
+    def sound(self, number: int) -> bool:
+        """Whether a partition is owned, and its states in memory are good."""
+        return number in self.tasks and number not in self._forgotten
+
+    def each(self, do: Callable[[Task], object]) -> None:
+        """Do something to every sound task; one that fails to hold on to its partition is forgotten."""
+        for task in list(self.tasks.values()):
+            if self.sound(task.number):
+                try:
+                    do(task)
+                except (Moved, TransportError) as error:
+                    self.forget([task.number], error)
+
+    @contextmanager
+    def stepping(self, numbers: Iterable[int]) -> Iterator[None]:
+        """Around everything from the first change of a state to the commit of the batch: if it is left by an exception, nothing of these
+        tasks is ever flushed."""
+        at_risk = set(numbers)
+        self._at_risk |= at_risk
+        yield
+        self._at_risk -= at_risk
+
+    def rows(self, task: Task, users: Sequence[str]) -> NDArray[np.int64]:
+        """`States.rows`, which waits for Redis, and makes room by flushing. Raises Moved, StoreError."""
+        try:
+            return self._patience("redis", lambda: self._states.rows(task, users))
+        except ArenaFull:
+            for other in self.tasks.values():
+                if self.sound(other.number):
+                    self.flush(other)
+            return self._patience("redis", lambda: self._states.rows(task, users))
+
+    def settle(self, task: Task) -> None:
+        """End a task's replay if it has arrived."""
+        if task.replaying and replayed(task):
+            self._patience("redis", lambda: settle(self._states, task))
+            log.info("in step with the log", extra={"fields": {"partition": task.number, "offsets": task.offsets}})
+
+    def flush(self, task: Task) -> None:
+        """`_flush`, waiting for Redis and Kafka. Raises Moved, StoreError, Fenced."""
+        self._patience("redis", lambda: self._flush(task))
+
+    def close(self) -> None:
+        """A last flush of what is sound. Redis or Kafka away now costs a replay at the next start, nothing else."""
+        for task in self.tasks.values():
+            if self.sound(task.number):
+                try:
+                    self._flush(task)
+                except (Moved, StoreUnavailable, TransportError) as error:
+                    log.warning("no last flush, the next owner replays", extra={"fields": {"partition": task.number, "why": error}})
+
+    def _flush(self, task: Task) -> None:
+        """Step 2 of the order of durability (worker.loop), and step 3 in at_least_once."""
+        if task.number in self._at_risk:
+            return
+        with self._metrics.stage("flush"):
+            self._metrics.flushed_users.inc(self._states.flush(task))
+        if self._settings.guarantee == "at_least_once" and not task.replaying and task.committed != task.offsets:
+            with self._metrics.stage("commit"):
+                self._transport.commit(task.positions())
+            task.committed = dict(task.offsets)
+
+    def _acquire(self, number: int) -> None:
+        store = Store(self._redis, self._settings.group, number, chunk_slots(self._settings.history_events))
+        task = self._patience(
+            "kafka",
+            lambda: acquire(self._transport, store, number, self._partitions, self._settings, self._monotonic(), self._metrics),
+        )
+        self.tasks[number] = task
+        self._states.own(task)
+        task.renew_for(self._states.model.manifest.encoder_id)
+        try:
+            self.settle(task)
+        except Moved as error:
+            self.forget([number], error)
+
+    def _drop(self, task: Task) -> None:
+        self._states.drop(task)
+        self.tasks.pop(task.number, None)
+        self._forgotten.discard(task.number)
+        self._at_risk.discard(task.number)

@@ -1,0 +1,235 @@
+"""One micro-batch from end to end, and the clock of a partition: what a turn of the loop does with what it polled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.events import DAY_MS, EventDecoder, Limits
+from worker.batch import BadShare
+from worker.intake import Intake, cut, take_in
+from worker.metrics import Metrics
+from worker.ownership import Ownership
+from worker.patience import Patience
+from worker.publish import dead_letters
+from worker.schedule import NEVER_MS
+from worker.scoring import Scored, Scoring
+from worker.settings import WorkerSettings
+from worker.states import States
+from worker.step import Questions, fire_due, joined, step
+from worker.store import Moved
+from worker.task import Task
+from worker.transport import Outgoing, Partition, Records, Transport, TransportError
+
+LEAP_USERS = 10_000  # most users fired in one transaction
+RENEW_USERS = 128  # states rebuilt between two batches, in the background
+NOBODY_DUE_MS = 1 << 62
+
+
+class Processing:
+    """Decode, load, step, publish. Holds no state of its own but the share of bad records."""
+
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        transport: Transport,
+        owned: Ownership,
+        states: States,
+        scoring: Scoring,
+        patience: Patience,
+        metrics: Metrics,
+        monotonic: Callable[[], float],
+        wall: Callable[[], float],
+    ) -> None:
+        self.scoring = scoring
+        self._settings = settings
+        self._transport = transport
+        self._owned = owned
+        self._states = states
+        self._patience = patience
+        self._metrics = metrics
+        self._monotonic = monotonic
+        self._wall = wall
+        self._decoder = EventDecoder(
+            Limits(
+                max_event_bytes=settings.max_event_bytes,
+                max_user_id_bytes=settings.max_user_id_bytes,
+                max_future_ms=round(settings.max_future_seconds * 1000),
+                max_age_ms=round(settings.max_age_days * DAY_MS),
+            ),
+            settings.event_fields,
+        )
+        self._lateness_ms = round(settings.allowed_lateness_seconds * 1000)
+        self._bad = BadShare(settings.max_bad_share, settings.bad_window_records)
+        self._dead_letter_bytes = patience("kafka", lambda: transport.message_bytes(settings.dead_letter_topic))
+
+    def process(self, polled: Iterable[Records]) -> None:
+        """What a poll brought. Raises TooManyBadRecords (nothing of the batch is committed then), StoreError, FatalTransportError."""
+        sources = self._replay_apart([r for r in polled if self._owned.sound(r.partition.number)])
+        if sources:
+            try:
+                self._score(sources)
+            except (Moved, TransportError) as error:
+                self._owned.forget({source.partition.number for source in sources}, error)
+
+    def move_clock(self, task: Task) -> None:
+        """Move the clock of an idle partition on by the wall clock, and fire, in steps, whatever the stream clock has passed."""
+        if task.replaying:
+            return
+        idle_seconds = self._monotonic() - task.active_at
+        if idle_seconds >= self._settings.idle_seconds:
+            task.active_at = self._monotonic()
+            if task.clock.stream_ms > NEVER_MS and self._caught_up(task):
+                task.clock.stream_ms += round(idle_seconds * 1000)
+        while task.clock.fired_ms < task.clock.stream_ms:
+            self._fire(task)
+
+    def renew(self, task: Task) -> None:
+        """Rebuild some states for the current encoder, in the background, until every stored one has it."""
+        if task.renewal_cursor is None or task.replaying:
+            return
+        cursor = task.renewal_cursor
+        following, users = self._patience("redis", lambda: task.store.scan(cursor, RENEW_USERS))
+        if users:
+            self._states.arena.tick += 1
+            self._owned.rows(task, users)
+        task.renewal_cursor = following or None
+        if task.renewal_cursor is None:
+            task.encoder = self._states.model.manifest.encoder_id
+
+    def _score(self, sources: Sequence[Records], holding: frozenset[int] = frozenset()) -> None:
+        """One micro-batch. holding: tasks whose clock is about to leap, see `_cut_at_leap`."""
+        metrics, states = self._metrics, self._states
+        with metrics.stage("decode"):
+            intake = take_in(sources, self._owned.tasks, self._decoder, self._lateness_ms)
+        tasks = {number: self._owned.tasks[number] for number in intake.slices}
+        live = {number: task for number, task in tasks.items() if not task.replaying}
+        fire_upto = {n: intake.clock_before(n) if n in holding else intake.clock_after(n, t.clock.stream_ms) for n, t in tasks.items()}
+        with metrics.stage("load"):
+            due: dict[int, list[str]] = {}
+            for number, task in live.items():
+                due[number], leap_ms = self._due_users(task, fire_upto[number])
+                if leap_ms is not None:
+                    self._cut_at_leap(intake, sources, number, leap_ms, holding)
+                    return
+            rows = self._load(intake, tasks, due)
+        self._bad.observe(len(intake), len(intake.bad), intake.bad[-1].detail if intake.bad else "")
+        with self._owned.stepping(tasks):
+            with metrics.stage("step"):
+                after, silences = step(states, intake.events, rows, intake.before_ms, intake.reached_ms)
+                ends = {number: fire_due(states, task, fire_upto[number]) for number, task in tasks.items()}
+            for number, offsets in intake.offsets().items():
+                task = tasks[number]
+                task.offsets.update(offsets)
+                task.clock.stream_ms = intake.clock_after(number, task.clock.stream_ms)
+                task.fired(fire_upto[number])
+                task.active_at = self._monotonic()
+                if task.replaying:
+                    metrics.replayed.inc(intake.slices[number].stop - intake.slices[number].start)
+            if live:
+                self._publish_batch(intake, live, after, silences, {number: ends[number] for number in live})
+        for task in tasks.values():
+            self._owned.settle(task)
+
+    def _load(self, intake: Intake, tasks: dict[int, Task], due: dict[int, list[str]]) -> NDArray[np.int64]:
+        """(N,) the row of each event. Whoever is due is loaded too, so that everything after is without I/O."""
+        self._states.arena.tick += 1
+        rows = np.empty(len(intake.events), np.int64)
+        for number, span in intake.slices.items():
+            users = intake.events.user[span]
+            rows[span] = self._owned.rows(tasks[number], [*users, *due.get(number, ())])[: len(users)]
+        self._metrics.cache_lookups.labels("miss").inc(self._states.misses)
+        self._metrics.cache_lookups.labels("hit").inc(self._states.hits)
+        self._states.misses = self._states.hits = 0
+        return rows
+
+    def _publish_batch(
+        self, intake: Intake, live: dict[int, Task], after: Questions, silences: Questions, ends: dict[int, Questions]
+    ) -> None:
+        with self._metrics.stage("step"):
+            scored = self.scoring.score(intake, after, silences, ends)
+        bad = [(*intake.place(b.index), b) for b in intake.bad]
+        bad = [b for b in bad if b[0].partition.number in live]
+        letters = [dead_letters(self._settings.dead_letter_topic, bad, self._dead_letter_bytes)] if bad else []
+        self._publish([*scored.outgoing, *letters], live.values(), scored)
+        for _, _, letter in bad:
+            self._metrics.dead_letters.labels(letter.reason).inc()
+        arrived_ms = np.fromiter((t for s in intake.sources if s.partition.number in live for t in s.times_ms), np.float64)
+        self._metrics.arrival_seconds.observe("event", self._wall() - arrived_ms / 1000)
+        self._metrics.batch_records.observe("live", np.array([float(len(intake))]))
+
+    def _publish(self, outgoing: Sequence[Outgoing], tasks: Iterable[Task], scored: Scored) -> None:
+        """Step 1 of the order of durability (worker.loop)."""
+        positions = {p: position for task in tasks for p, position in task.positions().items()}
+        with self._metrics.stage("publish"):
+            self._transport.publish(outgoing, positions)
+        metrics = self._metrics
+        metrics.events.inc(scored.events)
+        metrics.scores.labels("event").inc(scored.events)
+        metrics.scores.labels("silence").inc(scored.silences)
+        for i, target in enumerate(self.scoring.loaded.scorer.targets):
+            metrics.score.observe(target.name, scored.probability[:, i])
+
+    def _replay_apart(self, sources: Sequence[Records]) -> list[Records]:
+        """A batch never holds both what a partition replays and what it publishes: cut at the committed offset, read the rest again."""
+        kept = []
+        for source in sources:
+            task = self._owned.tasks[source.partition.number]
+            if task.replaying:
+                end = task.publish_from[source.partition.topic]
+                count = int(np.searchsorted(source.offsets, end))
+                if count < len(source):
+                    self._transport.seek(source.partition, source.offsets[count])
+                    if count == 0:  # everything up to `end` has been read, or is no longer in the log (compaction, aborted transactions)
+                        task.offsets[source.partition.topic] = max(task.offsets[source.partition.topic], end)
+                        self._owned.settle(task)
+                source = source.first(count)
+            if len(source):
+                kept.append(source)
+        return kept
+
+    def _due_users(self, task: Task, upto_ms: int, limit: int = LEAP_USERS) -> tuple[list[str], int | None]:
+        """Users due up to a moment whom only Redis knows, to be loaded. If more than `limit` are stored as due: nobody, and the due time of
+        the first one too many, up to which the clock must not get in one step."""
+        if upto_ms < task.next_stored_ms:
+            return [], None
+        stored = self._patience("redis", lambda: task.store.due(task.indexed_ms, upto_ms, limit + 1))
+        if len(stored) > limit:
+            return [], stored[-1][1]
+        if not stored:
+            following = self._patience("redis", lambda: task.store.next_due(upto_ms))
+            task.next_stored_ms = NOBODY_DUE_MS if following is None else following
+        table = self._states.tables[task.number]
+        return [user for user, _ in stored if user not in table], None
+
+    def _cut_at_leap(self, intake: Intake, sources: Sequence[Records], number: int, leap_ms: int, holding: frozenset[int]) -> None:
+        """The clock of a task leaps over more dues than one transaction should hold. Process the events before the leap; if it is at the
+        first one, that event alone, holding the clock before it: `move_clock` then works the leap off in steps."""
+        count = intake.events_before(number, leap_ms)
+        kept, left_out = cut(intake, number, max(count, 1))
+        for partition, offset in left_out.items():
+            self._transport.seek(partition, offset)
+        self._score(kept, holding | {number} if count == 0 else holding)
+
+    def _fire(self, task: Task) -> None:
+        """Fire dues up to the stream clock, or as many as one transaction should hold."""
+        upto_ms = task.clock.stream_ms
+        users, leap_ms = self._due_users(task, upto_ms)
+        if leap_ms is not None:
+            upto_ms = leap_ms
+            users, _ = self._due_users(task, upto_ms, limit=1 << 31)  # with everybody who is due at that very moment
+        self._states.arena.tick += 1
+        self._owned.rows(task, users)
+        with self._owned.stepping([task.number]):
+            ends = fire_due(self._states, task, upto_ms)
+            task.fired(upto_ms)
+            if ends.user:
+                nothing = joined([], self._states.arena.hidden)
+                scored = self.scoring.score(None, nothing, nothing, {task.number: ends})
+                self._publish(scored.outgoing, [task], scored)
+
+    def _caught_up(self, task: Task) -> bool:
+        bounds = self._transport.bounds([Partition(topic, task.number) for topic in task.offsets])
+        return all(end <= task.offsets[p.topic] for p, (_, end) in bounds.items())

@@ -1,0 +1,180 @@
+"""The users' states of all tasks this worker owns: cached rows over Redis, brought up to the model that runs.
+
+Whatever `rows` returns is complete: loaded, of this model's encoder and lineage, with its next due time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model import statistics
+from model.artifact import Model
+from model.features import Previous, step_features
+from worker.arena import Arena
+from worker.record import EVENT, chunk_slots, dequantise, history, identity, parse, quantise
+from worker.schedule import Schedule
+from worker.store import Flush, StoreError
+from worker.task import Task
+
+NOT_DUE = 1 << 62  # of a user without events
+
+
+class States:
+    """Rows of users by task. `model` may be exchanged between two batches (`use`)."""
+
+    def __init__(self, model: Model, schedule: Schedule, cache_users: int, history_events: int) -> None:
+        self.schedule = schedule
+        self.history_events = history_events
+        self.arena = Arena(cache_users, model.network.shape.hidden)
+        self.tasks: dict[int, Task] = {}
+        self.tables: dict[int, dict[str, int]] = {}
+        self.hits = self.misses = self.rebuilt = 0
+        self.use(model)
+
+    def use(self, model: Model) -> None:
+        """Score with `model` from now on. Every task must have been flushed if its number of hidden units differs."""
+        self.model = model
+        self.encoder = identity(model.manifest.encoder_id)
+        self.lineage = identity(model.manifest.lineage)
+        if self.arena.hidden != model.network.shape.hidden:
+            self.arena = Arena(self.arena.capacity, model.network.shape.hidden)
+            self.tables = {number: {} for number in self.tables}
+
+    def own(self, task: Task) -> None:
+        """Take a task over, with no rows yet."""
+        self.tasks[task.number] = task
+        self.tables[task.number] = {}
+
+    def drop(self, task: Task) -> None:
+        """Forget a task's rows, flushed or not."""
+        self.tasks.pop(task.number, None)
+        self.arena.release(list(self.tables.pop(task.number, {}).values()))
+
+    def rows(self, task: Task, users: Sequence[str]) -> NDArray[np.int64]:
+        """(N,) the row of each user, who may occur several times.
+
+        Raises Moved, StoreUnavailable, StoreError, and ArenaFull (nothing has changed then: flush and call again).
+        """
+        table = self.tables[task.number]
+        found = [table.get(u, -1) for u in users]
+        if -1 in found:
+            missing = list(dict.fromkeys(u for u, row in zip(users, found, strict=True) if row < 0))
+            self.misses += len(missing)
+            self._load(task, missing)
+            found = [table[u] for u in users]
+        self.hits += len(users)
+        rows = np.array(found, np.int64)
+        self.arena.touched[rows] = self.arena.tick
+        self._renew(task, rows)
+        return rows
+
+    def flush(self, task: Task) -> int:
+        """Write what changed in a task, and up to where it is exact, in one atomic step. Only between batches. Returns the users written.
+
+        Raises Moved, StoreUnavailable, StoreError; nothing is forgotten then.
+        """
+        arena = self.arena
+        rows = np.flatnonzero((arena.partition == task.number) & arena.dirty)
+        if not len(rows) and not task.gone and task.applied == task.progress():
+            return 0
+        users = [arena.user[row] for row in rows.tolist()]
+        size = arena.records.dtype.itemsize
+        packed = memoryview(arena.records[rows].tobytes())
+        changes = Flush(
+            records={u: packed[i * size : (i + 1) * size] for i, u in enumerate(users)},  # type: ignore[misc]
+            chunks=task.chunks,
+            due=dict(zip(users, arena.due_ms[rows].tolist(), strict=True)),
+            gone=list(task.gone),
+        )
+        progress = task.progress()
+        task.store.flush(changes, progress)
+        task.applied = progress
+        task.note_stored_dues(arena.due_ms[rows])
+        arena.dirty[rows] = False
+        task.chunks = {}
+        task.gone = set()
+        return len(users)
+
+    def delete(self, task: Task, rows: NDArray[np.int64]) -> None:
+        """Users silent beyond retention: forget them, here at once and in Redis with the next flush."""
+        table = self.tables[task.number]
+        for row in rows.tolist():
+            user = self.arena.user[row]
+            del table[user]
+            task.gone.add(user)
+            for slot in range(chunk_slots(self.history_events)):
+                task.chunks.pop((user, slot), None)
+        self.arena.release(rows.tolist())
+
+    def _load(self, task: Task, users: list[str]) -> None:
+        values = task.store.load(users)
+        arena = self.arena
+        rows = arena.take(users, task.number, self.tables)
+        arena.records[rows] = np.zeros((), arena.records.dtype)
+        arena.due_ms[rows] = NOT_DUE
+        stored = [i for i, (u, v) in enumerate(zip(users, values, strict=True)) if v is not None and u not in task.gone]
+        if stored:
+            records, readable = parse([values[i] for i in stored], arena.records.dtype)  # type: ignore[misc]
+            if not readable.all():
+                user = users[stored[int(np.flatnonzero(~readable)[0])]]
+                raise StoreError(f"the state of user {user!r} in Redis is not readable by this version: choose another `group` to rebuild")
+            arena.records[rows[stored]] = records
+            arena.due_ms[rows[stored]] = self.schedule.next_due(records["prefix"]["statistics"]["last_ms"], task.clock.fired_ms)
+        task.gone.difference_update(users)
+
+    def _renew(self, task: Task, rows: NDArray[np.int64]) -> None:
+        """Rebuild what another encoder or another lineage left behind."""
+        prefix = self.arena.records["prefix"]
+        stale = ((prefix["encoder"][rows] != self.encoder) | (prefix["lineage"][rows] != self.lineage)) & (
+            prefix["statistics"]["count"][rows] > 0
+        )
+        if stale.any():
+            self._rebuild(task, np.unique(rows[stale]))
+
+    def _rebuild(self, task: Task, rows: NDArray[np.int64]) -> None:
+        arena = self.arena
+        slots = chunk_slots(self.history_events)
+        users = [arena.user[row] for row in rows.tolist()]
+        rings = task.store.chunks(users)
+        records = arena.records[rows]
+        prefix = records["prefix"]
+        histories = []
+        for i, (user, ring) in enumerate(zip(users, rings, strict=True)):
+            chunks = [task.chunks.get((user, slot), ring[slot]) for slot in range(slots)]
+            tail = prefix["tail"][i, : prefix["tail_length"][i]]
+            histories.append(history(int(prefix["statistics"]["count"][i]), tail, chunks, self.history_events))
+        hidden, stats = replay(self.model, histories)
+        records["hidden"] = quantise(hidden)
+        alien = prefix["lineage"] != self.lineage
+        for name in ("counts", "last_seconds"):  # what depends on the vocabulary; the rest is as good as ever
+            prefix["statistics"][name][alien] = stats[name][alien]
+        prefix["encoder"] = self.encoder
+        prefix["lineage"] = self.lineage
+        arena.records[rows] = records
+        arena.dirty[rows] = True
+        self.rebuilt += len(rows)
+
+
+def replay(model: Model, histories: Sequence[NDArray[np.void]]) -> tuple[NDArray[np.float32], NDArray[np.void]]:
+    """((N, H) hidden states, (N,) statistics) after each user's history (of dtype EVENT, oldest first), from an empty state."""
+    lengths = np.array([len(h) for h in histories])
+    hidden = np.zeros((len(histories), model.network.shape.hidden), np.float32)
+    stats = np.zeros(len(histories), statistics.STATISTICS)
+    previous = np.zeros(len(histories), EVENT)
+    for k in range(int(lengths.max(initial=0))):
+        who = np.flatnonzero(lengths > k)
+        event = np.array([histories[i][k] for i in who.tolist()], EVENT)
+        before = previous[who]
+        last = Previous(np.full(len(who), k > 0), before["time_ms"], before["type_hash"], before["item_hash"], before["category_hash"])
+        columns = (event["time_ms"], event["type_hash"], event["item_hash"], event["category_hash"], event["value"])
+        features = step_features(model.vocabulary, model.scaling, last, *columns)
+        hidden[who] = dequantise(quantise(model.network.step(hidden[who], features).cpu().numpy()))
+        own = stats[who]
+        statistics.update(own, features.slot, event["time_ms"], event["value"])
+        stats[who] = own
+        event["time_ms"] = own["last_ms"]
+        previous[who] = event
+    return hidden, stats

@@ -1,0 +1,256 @@
+"""Redis: a view of the log, one partition a slot.
+
+Layout. Every key of input partition P starts with the hash tag {GROUP:P}, so a Redis Cluster keeps it in one slot:
+
+    {GROUP:P}:applied        string   what the states below are exact for: see `Applied`
+    {GROUP:P}:due            zset     user -> epoch ms at which the user is next due (a silence score, or deletion)
+    {GROUP:P}:u:USER         string   the user's record: see `worker.record`
+    {GROUP:P}:c:SLOT:USER    string   a chunk of TAIL older events, in a ring of slots
+
+Rules.
+
+1. All writes of a flush are one atomic step, a compare-and-set on `applied`: `FLUSH` does nothing unless `applied` still is what this
+   worker last wrote or read. So states and `applied` never part, and a worker that lost its partition writes nothing.
+2. Every read of states is one MGET that reads `applied` first. If it is not what this worker last wrote or read, nothing that was read
+   is used: somebody else has written, or Redis was flushed or restored. So a stale worker cannot score from fresh states, nor a fresh one from stale.
+3. Inside `FLUSH` everything that can fail is tried before the first write: scripts are not rolled back.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, cast
+
+import redis
+from redis.exceptions import NoScriptError, OutOfMemoryError, ReadOnlyError, ResponseError
+
+# KEYS: applied, due, keys to set...; ARGV: expected, new, n set, values..., n due, (score, user)..., n gone, users..., n delete, keys...
+FLUSH = """
+local applied = redis.call('GET', KEYS[1])
+if applied == ARGV[2] then return 2 end
+if (applied or '') ~= ARGV[1] then return 0 end
+local kind = redis.call('TYPE', KEYS[2]).ok
+if kind ~= 'zset' and kind ~= 'none' then return redis.error_reply('WRONGTYPE ' .. KEYS[2] .. ' holds a ' .. kind) end
+local at = 3
+local function take(step)
+  local n = tonumber(ARGV[at]); at = at + 1
+  local first = at; at = at + n * step
+  return first, n
+end
+local function each(first, n, step, call)
+  for from = 0, n - 1, 1000 do
+    local upto = math.min(from + 1000, n)
+    call(first + from * step, first + upto * step - 1, from, upto)
+  end
+end
+local values, n = take(1)
+each(values, n, 1, function(a, b, from)
+  local pairs = {}
+  for i = a, b do
+    pairs[#pairs + 1] = KEYS[2 + from + i - a + 1]
+    pairs[#pairs + 1] = ARGV[i]
+  end
+  redis.call('MSET', unpack(pairs))
+end)
+local dues, m = take(2)
+each(dues, m, 2, function(a, b) redis.call('ZADD', KEYS[2], unpack(ARGV, a, b)) end)
+local gone, g = take(1)
+each(gone, g, 1, function(a, b) redis.call('ZREM', KEYS[2], unpack(ARGV, a, b)) end)
+for i = 2 + n + 1, #KEYS, 1000 do redis.call('UNLINK', unpack(KEYS, i, math.min(i + 999, #KEYS))) end
+redis.call('SET', KEYS[1], ARGV[2])
+return 1
+"""
+
+
+class StoreUnavailable(Exception):
+    """Redis cannot be reached, or refuses writes for now (full, read-only). Trying again may help. The message says what to do."""
+
+
+class StoreError(Exception):
+    """Redis holds something that cannot be ours. Trying again cannot help. The message says which key and what to do."""
+
+
+class Moved(Exception):
+    """`applied` is not what this worker last wrote or read: the partition must be acquired anew."""
+
+
+@dataclass(frozen=True)
+class Applied:
+    """Up to where a partition's states are exact.
+
+    offsets: next offset of each event topic. fired_ms, stream_ms: the clock there (see `worker.schedule`). partitions: the input topics'
+    partition count, because users move between partitions when it changes. encoder: the encoder_id that every stored record is known to
+    have, "" while some may still be rebuilt.
+    """
+
+    offsets: dict[str, int]
+    fired_ms: int
+    stream_ms: int
+    partitions: int
+    encoder: str = ""
+
+    def encode(self) -> bytes:
+        return json.dumps(asdict(self), sort_keys=True).encode()
+
+    @classmethod
+    def decode(cls, value: bytes, key: str) -> Applied:
+        """Raises StoreError."""
+        try:
+            return cls(**json.loads(value))
+        except (ValueError, TypeError):
+            raise StoreError(
+                f"Redis key {key} does not hold what a worker writes there: is another program using it? Delete it to rebuild"
+            ) from None
+
+
+@dataclass(slots=True)
+class Flush:
+    """What one flush writes, besides `applied`."""
+
+    records: dict[str, bytes] = field(default_factory=dict)  # by user
+    chunks: dict[tuple[str, int], bytes] = field(default_factory=dict)  # by user and slot
+    due: dict[str, int] = field(default_factory=dict)
+    gone: list[str] = field(default_factory=list)  # users to delete
+
+
+class Store:
+    """One partition's part of Redis. `token` is what `applied` must still be."""
+
+    def __init__(self, client: redis.Redis, group: str, partition: int, slots: int) -> None:
+        self._redis = client
+        self._tag = f"{{{group}:{partition}}}"
+        self._slots = slots
+        self._applied_key = f"{self._tag}:applied"
+        self._due_key = f"{self._tag}:due"
+        self._users = f"{self._tag}:u:"
+        self._flush_sha: str | None = None
+        self.token: bytes | None = None
+
+    def acquire(self) -> Applied | None:
+        """Read `applied` and build on it from now on. None: nothing is stored. Raises StoreUnavailable, StoreError."""
+        self.token = cast("bytes | None", self._try(lambda: self._redis.get(self._applied_key)))
+        return None if self.token is None else Applied.decode(self.token, self._applied_key)
+
+    def load(self, users: Sequence[str]) -> list[bytes | None]:
+        """The stored records of users, None for a user who has none. Raises Moved, StoreUnavailable, StoreError."""
+        prefix = self._users
+        return self._mget([prefix + u for u in users])
+
+    def chunks(self, users: Sequence[str]) -> list[list[bytes | None]]:
+        """The ring of chunks of each user. Raises Moved, StoreUnavailable, StoreError."""
+        if not users:
+            return []
+        flat = self._mget([self._chunk_key(user, slot) for user in users for slot in range(self._slots)])
+        return [flat[i : i + self._slots] for i in range(0, len(flat), self._slots)]
+
+    def due(self, after_ms: int, upto_ms: int, limit: int) -> list[tuple[str, int]]:
+        """At most `limit` users due in (after_ms, upto_ms], soonest first. Raises StoreUnavailable, StoreError."""
+        found = self._try(lambda: self._redis.zrangebyscore(self._due_key, f"({after_ms}", upto_ms, start=0, num=limit, withscores=True))
+        return [(user.decode(), int(score)) for user, score in found]
+
+    def next_due(self, after_ms: int) -> int | None:
+        """When the next user after a moment is due, None if nobody is. Raises StoreUnavailable, StoreError."""
+        found = self._try(lambda: self._redis.zrangebyscore(self._due_key, f"({after_ms}", "+inf", start=0, num=1, withscores=True))
+        return int(found[0][1]) if found else None
+
+    def users(self) -> int:
+        """Users stored. Raises StoreUnavailable, StoreError."""
+        return int(self._try(lambda: self._redis.zcard(self._due_key)))
+
+    def clear(self) -> None:
+        """Delete every user and `applied`. Not atomic, but it can be repeated. Raises StoreUnavailable, StoreError."""
+        self._try(lambda: self._redis.unlink(self._applied_key))
+        while users := [u.decode() for u in self._try(lambda: self._redis.zrange(self._due_key, 0, 999))]:
+            keys = [self._users + u for u in users] + [self._chunk_key(u, s) for u in users for s in range(self._slots)]
+            self._try(lambda keys=keys: self._redis.unlink(*keys))  # type: ignore[misc]
+            self._try(lambda users=users: self._redis.zrem(self._due_key, *users))  # type: ignore[misc]
+        self.token = None
+
+    def scan(self, cursor: int, count: int) -> tuple[int, list[str]]:
+        """Some users and the cursor of the next call; a cursor of 0 ends the round. Raises StoreUnavailable, StoreError."""
+        cursor, found = self._try(lambda: self._redis.zscan(self._due_key, cursor, count=count))
+        return int(cursor), [user.decode() for user, _ in found]
+
+    def flush(self, changes: Flush, applied: Applied) -> None:
+        """Write changes and `applied` in one atomic step. Raises Moved and writes nothing if `token` no longer holds; StoreUnavailable,
+        StoreError and writes nothing; but a lost connection may hide a success, which the next call then recognises."""
+        new = applied.encode()
+        keys: list[str] = [self._users + u for u in changes.records]
+        keys += [self._chunk_key(user, slot) for user, slot in changes.chunks]
+        deleted = [self._users + u for u in changes.gone] + [self._chunk_key(u, s) for u in changes.gone for s in range(self._slots)]
+        arguments: list[Any] = [self.token or b"", new, len(keys), *changes.records.values(), *changes.chunks.values()]
+        arguments.append(len(changes.due))
+        for user, due_ms in changes.due.items():
+            arguments += (due_ms, user)
+        arguments += (len(changes.gone), *changes.gone)
+        all_keys = [self._applied_key, self._due_key, *keys, *deleted]
+        outcome = self._try(lambda: self._evaluate(all_keys, arguments))
+        if outcome == 0:
+            raise Moved(f"{self._applied_key} was changed by another worker, or Redis was flushed or restored")
+        self.token = new
+
+    def _evaluate(self, keys: list[str], arguments: list[Any]) -> Any:
+        if self._flush_sha is None:
+            self._flush_sha = str(self._redis.script_load(FLUSH))
+        try:
+            return self._redis.evalsha(self._flush_sha, len(keys), *keys, *arguments)
+        except NoScriptError:  # Redis was restarted
+            return self._redis.eval(FLUSH, len(keys), *keys, *arguments)
+
+    def _mget(self, keys: list[str]) -> list[bytes | None]:
+        found = cast("list[bytes | None]", self._try(lambda: self._redis.mget([self._applied_key, *keys])))
+        if found[0] != self.token:
+            raise Moved(f"{self._applied_key} was changed by another worker, or Redis was flushed or restored")
+        values = found[1:]
+        missing = [k for k, v in zip(keys, values, strict=True) if v is None]
+        # MGET says None for a key of another type, too; writing over it would lose somebody's data in silence.
+        if missing and self._try(lambda: self._redis.exists(*missing)):
+            wrong = next((k for k in missing if self._try(lambda k=k: self._redis.type(k)) not in (b"none", b"string")), None)  # type: ignore[misc]
+            if wrong:
+                raise StoreError(
+                    f"Redis key {wrong} is not a string: another program uses this key space; choose another `group` or Redis database"
+                )
+        return values
+
+    def _chunk_key(self, user: str, slot: int) -> str:
+        return f"{self._tag}:c:{slot}:{user}"
+
+    def _try(self, call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except OutOfMemoryError as error:
+            raise StoreUnavailable(
+                f"Redis is full ({error}): raise its maxmemory or lower retention_days; states wait in memory"
+            ) from error
+        except ReadOnlyError as error:
+            raise StoreUnavailable(f"Redis is a read-only replica ({error}): point redis_url at the primary") from error
+        except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, redis.exceptions.BusyLoadingError) as error:
+            raise StoreUnavailable(f"Redis does not answer: {error}") from error
+        except ResponseError as error:
+            text = str(error)
+            if text.startswith(("WRONGTYPE", "ERR WRONGTYPE")) or "wrong kind of value" in text:
+                raise StoreError(
+                    f"a Redis key of {self._tag} holds another type than a worker writes ({text}): choose another `group` or database"
+                ) from error
+            if text.startswith(("OOM", "READONLY", "MISCONF", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS")):
+                raise StoreUnavailable(f"Redis refuses for now: {text}") from error
+            raise StoreError(f"Redis refused: {text}") from error
+
+
+def connect(url: str, *, cluster: bool, timeout_seconds: float, ssl_cafile: str | None) -> redis.Redis:
+    """A client for `url` (redis://, rediss://, unix://). Connects lazily. Raises ValueError where the url cannot be one."""
+    options: dict[str, Any] = {"socket_timeout": timeout_seconds, "socket_connect_timeout": timeout_seconds}
+    if ssl_cafile:
+        options["ssl_ca_certs"] = ssl_cafile
+    if cluster:
+        return cast("redis.Redis", redis.RedisCluster.from_url(url, **options))
+    return redis.Redis.from_url(url, **options)
+
+
+def redact(url: str) -> str:
+    """A Redis URL without its password, for people."""
+    head, _, tail = url.rpartition("@")
+    scheme = head.split("://", 1)[0] if head else ""
+    return f"{scheme}://***@{tail}" if head else url

@@ -1,0 +1,194 @@
+"""Publishing through kafka-python: a transaction of messages and positions, or messages alone. For `worker.transport_kafka` only.
+
+What this file knows of kafka-python (3.0.12) beyond its manual:
+
+1. `commit_transaction` and its like wait without limit: `bounded`.
+2. A batch that expired does not abort its transaction: every future is looked at before the commit.
+3. After an error the producer's state cannot be relied on: it is dropped, and a new one made when it is needed.
+4. `close` flushes first. With messages that cannot be delivered it fails there and leaves the sender running, and sending: `Producer.abandon`.
+5. A client that cannot be made leaves its network thread behind: `connect`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from kafka import KafkaProducer
+from kafka import errors as E
+from kafka.net.compat import KafkaNetClient
+
+from worker.settings import WorkerSettings
+from worker.transport import Outgoing
+
+T = TypeVar("T")
+ANSWER_MS = 5_000  # for one answer; nothing waits for Kafka longer than this, but for transactions
+CLOSE_S = 2.0
+BATCH_BYTES = 512 * 1024  # below the 1 MB that a topic takes by default: a larger batch would be refused, split and sent again
+LARGEST_REQUEST = 64 * 1024 * 1024  # a topic may allow large dead letters
+
+
+class Undelivered(Exception):
+    """args: which message, and Kafka's error."""
+
+    def __str__(self) -> str:
+        return f"{self.args[0]}: {said(self.args[1])}"
+
+
+class Producer(KafkaProducer):  # type: ignore[misc]
+    """A producer that can be given up with messages in it."""
+
+    _abandoned = False
+
+    def flush(self, timeout: float | None = None) -> None:
+        if not self._abandoned:
+            super().flush(timeout)
+
+    def abandon(self) -> None:
+        self._abandoned = True
+        with suppress(Exception):
+            self.close(timeout=0)
+
+
+class Publisher:
+    """One producer at a time, made when it is needed and dropped after any error."""
+
+    def __init__(self, settings: WorkerSettings, transactional_id: str) -> None:
+        self._settings = settings
+        self._transactional_id = transactional_id
+        self._exactly_once = settings.guarantee == "exactly_once"
+        self._limit_ms = settings.transaction_timeout_ms  # Kafka has given a transaction up by then
+        self._producer: Producer | None = None
+        self._ready = False
+
+    def prepare(self) -> Producer:
+        """exactly_once: when this returns, no transaction of this transactional id is open, also none of a worker that died."""
+        if self._producer is None:
+            transactional = {"transactional_id": self._transactional_id, "transaction_timeout_ms": self._limit_ms}
+            self._producer = connect(
+                Producer,
+                self._settings,
+                client_id=self._transactional_id,
+                metrics_enabled=False,
+                acks="all",
+                enable_idempotence=True,
+                linger_ms=0,
+                batch_size=BATCH_BYTES,
+                max_request_size=LARGEST_REQUEST,
+                max_block_ms=ANSWER_MS,
+                request_timeout_ms=min(ANSWER_MS, self._limit_ms),
+                delivery_timeout_ms=self._limit_ms,
+                retry_backoff_ms=10,  # also between transactions, while the last one's markers are written: 4 ms rather than 34 for each
+                **(transactional if self._exactly_once else {}),
+            )
+            self._ready = not self._exactly_once
+        if not self._ready:
+            try:
+                self._producer.init_transactions()
+            except E.KafkaTimeoutError:
+                raise  # the next call goes on waiting for the same answer
+            except Exception:
+                self._drop()
+                raise
+            self._ready = True
+        return self._producer
+
+    def publish(self, outgoing: Sequence[Outgoing], offsets: Mapping[Any, Any], member: Any) -> None:
+        """exactly_once: in one transaction with the offsets. at_least_once: the offsets are not looked at."""
+        producer = self.prepare()
+        try:
+            if self._exactly_once:
+                producer.begin_transaction()
+            deliver(producer, outgoing, self._limit_ms / 1000)
+            if self._exactly_once:
+                bounded(lambda: self._end(producer, offsets, member), self._limit_ms / 1000)
+        except Exception as error:
+            answers = not isinstance(error, E.KafkaTimeoutError)
+            if self._exactly_once and answers:  # an open transaction holds up whoever reads committed messages
+                with suppress(Exception):
+                    bounded(producer.abort_transaction, CLOSE_S)
+            self._drop()
+            raise
+
+    def close(self) -> None:
+        if self._producer is not None:
+            with suppress(Exception):
+                bounded(lambda: producer.close(timeout=CLOSE_S), CLOSE_S) if (producer := self._producer) else None
+            self._drop()
+
+    def _end(self, producer: Producer, offsets: Mapping[Any, Any], member: Any) -> None:
+        if offsets:
+            producer.send_offsets_to_transaction(offsets, member)
+        producer.commit_transaction()
+
+    def _drop(self) -> None:
+        if self._producer is not None:
+            self._producer.abandon()
+            self._producer = None
+
+
+def connect(kind: Callable[..., T], settings: WorkerSettings, **config: Any) -> T:
+    """A client of kafka-python."""
+    made: list[Any] = []
+
+    def network(**configs: Any) -> Any:
+        made.append(KafkaNetClient(**configs))
+        return made[0]
+
+    try:
+        return kind(
+            **settings.kafka_client(), bootstrap_timeout_ms=ANSWER_MS, reconnect_backoff_max_ms=1000, kafka_client=network, **config
+        )
+    except BaseException:
+        for client in made:
+            client.close()
+        raise
+
+
+def bounded(call: Callable[[], T], timeout_s: float) -> T:
+    """`call()` in a thread of its own, which is left behind if it takes longer. Raises KafkaTimeoutError then."""
+    outcome: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(call())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, name="kafka-bounded", daemon=True).start()
+    try:
+        return outcome.result(timeout_s)
+    except TimeoutError:
+        raise E.KafkaTimeoutError(f"no answer in {timeout_s:.0f} s") from None
+
+
+def deliver(producer: Any, outgoing: Sequence[Outgoing], timeout_s: float) -> None:
+    """Send, and wait until every message is acknowledged."""
+    send, futures = producer.send, []
+    for batch in outgoing:
+        topic, number, headers = batch.topic, batch.partition, batch.headers
+        for i, (key, value) in enumerate(zip(batch.keys, batch.values, strict=True)):
+            if value is None and key is None:
+                value = b""  # kafka-python sends no message without both
+            try:
+                futures.append(send(topic, value, key, list(headers[i]) if headers else None, number))
+            except E.KafkaError as error:
+                raise Undelivered(_named(batch, i), error) from error
+    if futures:
+        producer.flush(timeout_s)
+    messages = ((batch, i) for batch in outgoing for i in range(len(batch.values)))
+    for future, (batch, i) in zip(futures, messages, strict=True):
+        if not future.succeeded():
+            raise Undelivered(_named(batch, i), future.exception or E.KafkaTimeoutError("not acknowledged"))
+
+
+def said(error: BaseException) -> str:
+    """kafka-python's error without its decoration."""
+    return str(error.args[0]) if error.args and error.args[0] else type(error).__name__
+
+
+def _named(batch: Outgoing, i: int) -> str:
+    return f"a message of {len(batch.keys[i] or b'') + len(batch.values[i] or b'')} bytes to topic {batch.topic}"

@@ -1,0 +1,309 @@
+"""Kafka through kafka-python. What this file knows of that library (3.0.12) beyond its manual, and what follows from it:
+
+1. Joins and rebalance callbacks run inside `KafkaConsumer.poll` only, on the client's IO thread, while the caller waits. But the member's
+   generation can change at any time (heartbeats), so the one that fences a transaction is taken in the callback that assigned the
+   partitions. Never later: a member that has lost its generation would send -1, and Kafka does not fence that.
+2. A partition is paused, and given a position, in the callback itself. So nothing of it is fetched before `seek`, and the client neither
+   looks up a committed offset nor resets one on its own. A fetch whose offset is not the position is dropped by the client, so `seek`
+   needs no more than itself.
+3. A `committed` that times out leaves its request behind, and a later call for the same partition is given that old answer. So the call
+   after a timeout is made twice.
+4. Its metadata requests let the broker create missing topics: no topic is subscribed to or sent to before it is known to exist.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
+from kafka import errors as E
+from kafka.consumer.subscription_state import ConsumerRebalanceListener
+from kafka.coordinator.assignors.range import RangePartitionAssignor
+from kafka.structs import OffsetAndMetadata
+
+from worker.settings import WorkerSettings
+from worker.transaction import ANSWER_MS, CLOSE_S, Publisher, Undelivered, bounded, connect, said
+from worker.transport import Bounds, FatalTransportError, Fenced, Outgoing, Partition, Polled, Position, Records, TransportError
+
+log = logging.getLogger(__name__)
+
+SLICE_MS = 100  # a poll looks this often whether partitions were assigned
+ABORT_SCAN_MS = 10_000  # Kafka looks this often for transactions that timed out (its default)
+
+PRODUCER_FENCED = (E.ProducerFencedError, E.InvalidProducerEpochError)
+MEMBER_FENCED = (
+    E.IllegalGenerationError,
+    E.UnknownMemberIdError,
+    E.CommitFailedError,
+    E.FencedInstanceIdError,
+    E.RebalanceInProgressError,
+)
+AWAY = (E.KafkaTimeoutError, E.NodeNotReadyError, E.KafkaConnectionError, E.RequestTimedOutError)
+FATAL = {
+    E.MessageSizeTooLargeError: "raise max.message.bytes of that topic, or lower max_event_bytes",
+    E.RecordListTooLargeError: "raise segment.bytes of that topic",
+    E.OffsetMetadataTooLargeError: "raise offset.metadata.max.bytes of the brokers",
+    E.SaslAuthenticationFailedError: "check kafka_sasl_mechanism, kafka_sasl_username and kafka_sasl_password",
+    E.AuthorizationError: "let this user read the event topics and the group, write the score and dead-letter topics and the transactional id",
+    E.InvalidTransactionTimeoutError: "lower transaction_timeout_ms, or raise transaction.max.timeout.ms of the brokers",
+    E.InvalidSessionTimeoutError: "keep session_timeout_ms within group.min.session.timeout.ms and group.max.session.timeout.ms of the brokers",
+    E.InconsistentGroupProtocolError: "another kind of program is in this group, so give the worker its own",
+    E.InvalidGroupIdError: "change group",
+    E.GroupMaxSizeReachedError: "start fewer workers, or raise group.max.size of the brokers",
+    E.InvalidTopicError: "correct the topic's name",
+    E.UnsupportedVersionError: "use Kafka 2.5 or later",
+    E.CorruptRecordError: "look at the broker's disk: a record's checksum is wrong",
+}
+
+
+class Assignment(ConsumerRebalanceListener):  # type: ignore[misc]
+    """Which partitions the caller has been told it owns, and what has happened to them since."""
+
+    def __init__(self, consumer: Any) -> None:
+        self._consumer = consumer
+        self._lock = threading.Lock()
+        self._told: set[Partition] = set()
+        self._lost: set[Partition] = set()
+        self._gained: set[Partition] = set()
+        self.member: Any = None  # the group's metadata as of when it assigned the partitions
+
+    def on_partitions_revoked(self, revoked: Iterable[Any]) -> None:
+        partitions = {Partition(*p) for p in revoked}
+        with self._lock:
+            self._lost |= partitions & self._told
+            self._gained -= partitions
+
+    def on_partitions_lost(self, lost: Iterable[Any]) -> None:
+        self.on_partitions_revoked(lost)
+
+    def on_partitions_assigned(self, assigned: Collection[Any]) -> None:
+        for partition in assigned:
+            self._consumer.pause(partition)
+            self._consumer.seek(partition, 0)
+        with self._lock:
+            self._gained |= {Partition(*p) for p in assigned}
+            self.member = self._consumer.group_metadata()
+
+    def changes(self) -> tuple[list[Partition], list[Partition]]:
+        """Revoked and assigned since the last call; the caller knows them from now on."""
+        with self._lock:
+            revoked, assigned = sorted(self._lost), sorted(self._gained)
+            self._told = (self._told - self._lost) | self._gained
+            self._lost, self._gained = set(), set()
+            return revoked, assigned
+
+    def owned(self) -> set[Partition]:
+        with self._lock:
+            return self._told - self._lost
+
+
+class KafkaTransport:
+    """`worker.transport.Transport` over Kafka.
+
+    After Fenced, this member has left the group: the next polls report its partitions as revoked, and then what it is given as it joins
+    again. A partition whose position Kafka no longer holds (retention went past it) is reported as revoked and assigned again.
+    """
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        """Raises TransportError, FatalTransportError."""
+        self._settings = settings
+        self._transactional_id = settings.transactional_id
+        self._topics: set[str] = set()  # known to exist
+        self._timed_out: set[Any] = set()  # in `committed`
+        with self._speaking("connecting"):
+            self._consumer = connect(
+                KafkaConsumer,
+                settings,
+                client_id=self._transactional_id,
+                metrics_enabled=False,
+                group_id=settings.group,
+                isolation_level="read_committed",  # in at_least_once too: an event that its producer took back is no event
+                enable_auto_commit=False,
+                auto_offset_reset="none",
+                partition_assignment_strategy=[RangePartitionAssignor],  # the same numbers of all event topics to one member
+                session_timeout_ms=settings.session_timeout_ms,
+                heartbeat_interval_ms=settings.heartbeat_interval_ms,
+                max_poll_interval_ms=max(60_000, settings.session_timeout_ms),  # a worker that hangs loses its partitions after this
+                request_timeout_ms=2 * ANSWER_MS,
+                fetch_max_wait_ms=50,  # while a broker waits for records of some partitions, it is not asked for others
+                max_partition_fetch_bytes=4 * 1024 * 1024,
+            )
+        self._assignment = Assignment(self._consumer)
+        self._publisher = Publisher(settings, self._transactional_id)
+
+    def poll(self, timeout_ms: int, max_records: int) -> Polled:
+        deadline = time.monotonic() + timeout_ms / 1000
+        with self._speaking("polling"):
+            if not self._consumer.subscription():
+                self._find(self._settings.event_topics)
+                self._consumer.subscribe(list(self._settings.event_topics), listener=self._assignment)
+            while True:
+                left_ms = max(0, int((deadline - time.monotonic()) * 1000))
+                fetched = self._fetch(min(left_ms, SLICE_MS), max_records)
+                revoked, assigned = self._assignment.changes()
+                if fetched or revoked or assigned or left_ms == 0:
+                    break
+        mine = self._assignment.owned().difference(assigned)
+        return Polled([_columns(Partition(*p), r) for p, r in fetched.items() if Partition(*p) in mine], revoked, assigned)
+
+    def committed(self, partitions: Collection[Partition]) -> dict[Partition, Position]:
+        with self._speaking("asking for committed positions"):
+            if self._settings.guarantee == "exactly_once":
+                self._publisher.prepare()  # or this waits for the timeout of a transaction that this worker itself left open
+            deadline = time.monotonic() + (self._settings.transaction_timeout_ms + ABORT_SCAN_MS + ANSWER_MS) / 1000
+            found = {p: self._committed(TopicPartition(*p), deadline) for p in partitions}
+        return {p: Position(at.offset, at.metadata or "") for p, at in found.items() if at is not None}
+
+    def bounds(self, partitions: Collection[Partition]) -> dict[Partition, Bounds]:
+        if not partitions:
+            return {}
+        asked = [TopicPartition(*p) for p in partitions]
+        with self._speaking("asking what is retained"):
+            first = self._consumer.beginning_offsets(asked, timeout_ms=ANSWER_MS)
+            end = self._consumer.end_offsets(asked, timeout_ms=ANSWER_MS)
+        return {Partition(*p): Bounds(first[p], end[p]) for p in asked}
+
+    def partition_count(self, topic: str) -> int:
+        with self._speaking(f"looking for topic {topic}"):
+            admin = connect(KafkaAdminClient, self._settings, client_id=self._transactional_id, request_timeout_ms=ANSWER_MS)
+            try:
+                found = admin.describe_topics([topic])[0]
+            finally:
+                admin.close()
+            error = E.for_code(found["error_code"])
+            if error is E.UnknownTopicOrPartitionError:
+                servers = self._settings.kafka_bootstrap_servers
+                raise FatalTransportError(f"Kafka at {servers} has no topic {topic}: create it, or correct the setting that names it")
+            if error is not E.NoError:
+                raise error(topic)
+        self._topics.add(topic)
+        return len(found["partitions"])
+
+    def message_bytes(self, topic: str) -> int:
+        with self._speaking(f"asking for the limits of topic {topic}"):
+            admin = connect(KafkaAdminClient, self._settings, client_id=self._transactional_id, request_timeout_ms=ANSWER_MS)
+            try:
+                resource = ConfigResource(ConfigResourceType.TOPIC, topic, {"max.message.bytes": None})
+                found = admin.describe_configs([resource], config_filter="all")
+            finally:
+                admin.close()
+        return int(found["topic"][topic]["max.message.bytes"]["value"])
+
+    def seek(self, partition: Partition, offset: int) -> None:
+        if partition in self._assignment.owned():
+            self._consumer.seek(TopicPartition(*partition), offset)
+            self._consumer.resume(TopicPartition(*partition))
+
+    def publish(self, outgoing: Sequence[Outgoing], positions: Mapping[Partition, Position]) -> None:
+        self._check_owned(positions)
+        self._find({o.topic for o in outgoing})
+        try:
+            with self._speaking("publishing"):
+                self._publisher.publish(outgoing, _offsets(positions), self._assignment.member)
+        except Exception:
+            self._topics.clear()  # a topic may have been deleted
+            raise
+
+    def commit(self, positions: Mapping[Partition, Position]) -> None:
+        self._check_owned(positions)
+        with self._speaking("committing positions"):
+            self._consumer.commit(_offsets(positions), timeout_ms=ANSWER_MS)
+
+    def close(self) -> None:
+        with suppress(Exception):
+            bounded(lambda: self._consumer.close(autocommit=False, timeout_ms=CLOSE_S * 1000), CLOSE_S + 0.5)
+        self._publisher.close()
+
+    def _find(self, topics: Collection[str]) -> None:
+        for topic in set(topics) - self._topics:
+            self.partition_count(topic)
+
+    def _fetch(self, timeout_ms: int, max_records: int) -> dict[Any, list[Any]]:
+        try:
+            fetched: dict[Any, list[Any]] = self._consumer.poll(timeout_ms=timeout_ms, max_records=max_records)
+            return fetched
+        except E.OffsetOutOfRangeError as error:
+            gone = error.args[0]
+        except E.LogTruncationError as error:
+            gone = error.divergent_offsets
+        log.warning("Kafka does not hold the position that was to be read next (%s): taking the partition over anew", gone)
+        with suppress(KeyError):  # assigned to another member meanwhile
+            self._assignment.on_partitions_revoked(gone)
+            self._assignment.on_partitions_assigned(gone)
+        return {}
+
+    def _committed(self, partition: Any, deadline: float) -> Any:
+        while True:
+            try:
+                if partition in self._timed_out:
+                    self._consumer.committed(partition, timeout_ms=ANSWER_MS)
+                    self._timed_out.discard(partition)
+                return self._consumer.committed(partition, metadata=True, timeout_ms=1000)
+            except E.KafkaTimeoutError:
+                self._timed_out.add(partition)
+                if time.monotonic() > deadline:
+                    raise
+                self._consumer.end_offsets([partition], timeout_ms=ANSWER_MS)  # it answers: a transaction is open. Or this raises
+
+    def _check_owned(self, positions: Mapping[Partition, Position]) -> None:
+        if gone := sorted(positions.keys() - self._assignment.owned()):
+            names = ", ".join(f"{p.topic}-{p.number}" for p in gone)
+            raise Fenced(f"{names} no longer belongs to this worker: nothing was committed")
+
+    @contextmanager
+    def _speaking(self, doing: str) -> Iterator[None]:
+        """Whatever kafka-python raises, as an error of this interface."""
+        try:
+            yield
+        except (TransportError, FatalTransportError):
+            raise
+        except Exception as error:
+            explained = self._explained(f"{doing}, Kafka at {self._settings.kafka_bootstrap_servers}", error)
+            if isinstance(explained, Fenced):  # leave the group, so that what this member owns is decided anew
+                with suppress(Exception):
+                    bounded(self._consumer.unsubscribe, ANSWER_MS / 1000)
+                self._assignment.on_partitions_revoked(self._assignment.owned())
+            raise explained from error
+
+    def _explained(self, doing: str, error: Exception) -> Exception:
+        cause: Exception = error.args[1] if isinstance(error, Undelivered) else error
+        causes = [cause, *(a for a in cause.args if isinstance(a, Exception))]
+
+        def is_any(kinds: Iterable[type[Exception]]) -> bool:  # some errors arrive as text within another
+            return any(isinstance(c, k) or k.__name__ in str(c) for k in kinds for c in causes)
+
+        for kind, advice in FATAL.items():
+            if is_any([kind]):
+                return FatalTransportError(f"{doing}: {error}. What to do: {advice}.")
+        if is_any(PRODUCER_FENCED):
+            return Fenced(
+                f"{doing}: another worker has taken over transactional id {self._transactional_id}, or a transaction took longer than "
+                f"transaction_timeout_ms. If this happens again and again, give each worker its own worker_id."
+            )
+        if is_any(MEMBER_FENCED):
+            return Fenced(f"{doing}: the group has been rebalanced without this worker: {said(cause)}")
+        if isinstance(cause, AWAY):
+            return TransportError(f"{doing} does not answer: {said(cause)}")
+        if isinstance(cause, E.KafkaError):
+            return TransportError(f"{doing}: {error}")
+        return FatalTransportError(f"{doing}: the client failed in a way that was not foreseen: {error!r}")
+
+
+def _columns(partition: Partition, records: list[Any]) -> Records:
+    return Records(
+        partition,
+        [r.offset for r in records],
+        [r.timestamp for r in records],
+        [r.key for r in records],
+        [r.value for r in records],
+        [[(k, v if v is not None else b"") for k, v in r.headers] if r.headers else () for r in records],
+    )
+
+
+def _offsets(positions: Mapping[Partition, Position]) -> dict[Any, Any]:
+    return {TopicPartition(*p): OffsetAndMetadata(at.offset, at.metadata, -1) for p, at in positions.items()}
