@@ -5,7 +5,7 @@ What this file knows of kafka-python (3.0.12) beyond its manual:
 1. `commit_transaction` and its like wait without limit: `bounded`.
 2. A batch that expired does not abort its transaction: every future is looked at before the commit.
 3. After an error the producer's state cannot be relied on: it is dropped, and a new one made when it is needed.
-4. `close` flushes first. With messages that cannot be delivered it fails there and leaves the sender running, and sending: `Producer.abandon`.
+4. `close` flushes first. With messages that cannot be delivered it fails there and the sender goes on sending: `Producer.abandon`.
 5. A client that cannot be made leaves its network thread behind: `connect`.
 """
 
@@ -114,9 +114,9 @@ class Publisher:
             raise
 
     def close(self) -> None:
-        if self._producer is not None:
+        if (producer := self._producer) is not None:
             with suppress(Exception):
-                bounded(lambda: producer.close(timeout=CLOSE_S), CLOSE_S) if (producer := self._producer) else None
+                bounded(lambda: producer.close(timeout=CLOSE_S), CLOSE_S + 0.5)
             self._drop()
 
     def _end(self, producer: Producer, offsets: Mapping[Any, Any], member: Any) -> None:

@@ -22,17 +22,19 @@ from typing import Any
 
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka import errors as E
+from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.consumer.subscription_state import ConsumerRebalanceListener
 from kafka.coordinator.assignors.range import RangePartitionAssignor
 from kafka.structs import OffsetAndMetadata
 
 from worker.settings import WorkerSettings
-from worker.transaction import ANSWER_MS, CLOSE_S, Publisher, Undelivered, bounded, connect, said
+from worker.transaction import ANSWER_MS, CLOSE_S, LARGEST_REQUEST, Publisher, Undelivered, bounded, connect, said
 from worker.transport import Bounds, FatalTransportError, Fenced, Outgoing, Partition, Polled, Position, Records, TransportError
 
 log = logging.getLogger(__name__)
 
 SLICE_MS = 100  # a poll looks this often whether partitions were assigned
+DEFAULT_MESSAGE_BYTES = 1_048_588  # of a topic
 ABORT_SCAN_MS = 10_000  # Kafka looks this often for transactions that timed out (its default)
 
 PRODUCER_FENCED = (E.ProducerFencedError, E.InvalidProducerEpochError)
@@ -49,9 +51,9 @@ FATAL = {
     E.RecordListTooLargeError: "raise segment.bytes of that topic",
     E.OffsetMetadataTooLargeError: "raise offset.metadata.max.bytes of the brokers",
     E.SaslAuthenticationFailedError: "check kafka_sasl_mechanism, kafka_sasl_username and kafka_sasl_password",
-    E.AuthorizationError: "let this user read the event topics and the group, write the score and dead-letter topics and the transactional id",
+    E.AuthorizationError: "let this user read the event topics and the group, and write the other topics and the transactional id",
     E.InvalidTransactionTimeoutError: "lower transaction_timeout_ms, or raise transaction.max.timeout.ms of the brokers",
-    E.InvalidSessionTimeoutError: "keep session_timeout_ms within group.min.session.timeout.ms and group.max.session.timeout.ms of the brokers",
+    E.InvalidSessionTimeoutError: "keep session_timeout_ms between group.min. and group.max.session.timeout.ms of the brokers",
     E.InconsistentGroupProtocolError: "another kind of program is in this group, so give the worker its own",
     E.InvalidGroupIdError: "change group",
     E.GroupMaxSizeReachedError: "start fewer workers, or raise group.max.size of the brokers",
@@ -169,12 +171,8 @@ class KafkaTransport:
         return {Partition(*p): Bounds(first[p], end[p]) for p in asked}
 
     def partition_count(self, topic: str) -> int:
-        with self._speaking(f"looking for topic {topic}"):
-            admin = connect(KafkaAdminClient, self._settings, client_id=self._transactional_id, request_timeout_ms=ANSWER_MS)
-            try:
-                found = admin.describe_topics([topic])[0]
-            finally:
-                admin.close()
+        with self._administering(f"looking for topic {topic}") as admin:
+            found = admin.describe_topics([topic])[0]
             error = E.for_code(found["error_code"])
             if error is E.UnknownTopicOrPartitionError:
                 servers = self._settings.kafka_bootstrap_servers
@@ -185,14 +183,13 @@ class KafkaTransport:
         return len(found["partitions"])
 
     def message_bytes(self, topic: str) -> int:
-        with self._speaking(f"asking for the limits of topic {topic}"):
-            admin = connect(KafkaAdminClient, self._settings, client_id=self._transactional_id, request_timeout_ms=ANSWER_MS)
-            try:
-                resource = ConfigResource(ConfigResourceType.TOPIC, topic, {"max.message.bytes": None})
-                found = admin.describe_configs([resource], config_filter="all")
-            finally:
-                admin.close()
-        return int(found["topic"][topic]["max.message.bytes"]["value"])
+        self._find([topic])
+        with self._administering(f"asking for the limits of topic {topic}") as admin:
+            limit = ConfigResource(ConfigResourceType.TOPIC, topic, {"max.message.bytes": None})
+            found = admin.describe_configs([limit], config_filter="all")["topic"][topic]
+        if not found:  # describing configs may not be allowed
+            return DEFAULT_MESSAGE_BYTES
+        return min(int(found["max.message.bytes"]["value"]), LARGEST_REQUEST)
 
     def seek(self, partition: Partition, offset: int) -> None:
         if partition in self._assignment.owned():
@@ -256,6 +253,15 @@ class KafkaTransport:
             raise Fenced(f"{names} no longer belongs to this worker: nothing was committed")
 
     @contextmanager
+    def _administering(self, doing: str) -> Iterator[Any]:
+        with self._speaking(doing):
+            admin = connect(KafkaAdminClient, self._settings, client_id=self._transactional_id, request_timeout_ms=ANSWER_MS)
+            try:
+                yield admin
+            finally:
+                admin.close()
+
+    @contextmanager
     def _speaking(self, doing: str) -> Iterator[None]:
         """Whatever kafka-python raises, as an error of this interface."""
         try:
@@ -301,7 +307,7 @@ def _columns(partition: Partition, records: list[Any]) -> Records:
         [r.timestamp for r in records],
         [r.key for r in records],
         [r.value for r in records],
-        [[(k, v if v is not None else b"") for k, v in r.headers] if r.headers else () for r in records],
+        [tuple((k, v or b"") for k, v in r.headers) if r.headers else () for r in records],
     )
 
 
