@@ -26,6 +26,7 @@ class Arena:
         self.capacity = capacity
         self.hidden = hidden
         self.records = np.zeros(capacity, record_type(hidden))
+        self._opaque = self.records.view(np.dtype((np.void, self.records.dtype.itemsize)))
         self.user: list[str] = [""] * capacity
         self.partition = np.full(capacity, -1, np.int32)
         self.due_ms = np.zeros(capacity, np.int64)
@@ -36,6 +37,14 @@ class Arena:
 
     def __len__(self) -> int:
         return self.capacity - len(self._free)
+
+    def read(self, rows: NDArray[np.int64]) -> NDArray[np.void]:
+        """A copy of some records. As opaque bytes: numpy copies a structure field by field, ten times slower."""
+        return self._opaque[rows].view(self.records.dtype)
+
+    def write(self, rows: NDArray[np.int64], records: NDArray[np.void]) -> None:
+        """Put records of `read` back."""
+        self._opaque[rows] = records.view(self._opaque.dtype)
 
     def take(self, users: list[str], partition: int, rows_of: dict[int, dict[str, int]]) -> NDArray[np.int64]:
         """Rows for users who have none yet, entered into `rows_of[partition]`; their records are for the caller to fill in.

@@ -82,7 +82,7 @@ class States:
             return 0
         users = [arena.user[row] for row in rows.tolist()]
         size = arena.records.dtype.itemsize
-        packed = memoryview(arena.records[rows].tobytes())
+        packed = memoryview(arena.read(rows).tobytes())
         changes = Flush(
             records={u: packed[i * size : (i + 1) * size] for i, u in enumerate(users)},  # type: ignore[misc]
             chunks=task.chunks,
@@ -139,7 +139,7 @@ class States:
         slots = chunk_slots(self.history_events)
         users = [arena.user[row] for row in rows.tolist()]
         rings = task.store.chunks(users)
-        records = arena.records[rows]
+        records = arena.read(rows)
         prefix = records["prefix"]
         histories = []
         for i, (user, ring) in enumerate(zip(users, rings, strict=True)):
@@ -153,7 +153,7 @@ class States:
             prefix["statistics"][name][alien] = stats[name][alien]
         prefix["encoder"] = self.encoder
         prefix["lineage"] = self.lineage
-        arena.records[rows] = records
+        arena.write(rows, records)
         arena.dirty[rows] = True
         self.rebuilt += len(rows)
 

@@ -51,7 +51,7 @@ def step(
     for index in _rounds(rows):
         row = rows[index]
         time_ms, before = events.time_ms[index], before_ms[index]
-        record = arena.records[row]
+        record = arena.read(row)
         prefix = record["prefix"]
         overdue = arena.due_ms[row] <= before
         if overdue.any():
@@ -67,15 +67,14 @@ def step(
         features = step_features(model.vocabulary, model.scaling, previous, time_ms, *columns)
         quantised = quantise(model.network.step(dequantise(record["hidden"]), features).cpu().numpy())
         record["hidden"] = quantised
-        own = prefix["statistics"].copy()
+        own = prefix["statistics"]
         statistics.update(own, features.slot, time_ms, events.value[index])
-        prefix["statistics"] = own
         for name, column in zip(("type_hash", "item_hash", "category_hash", "value"), columns, strict=True):
             prior[name] = column
         prior["time_ms"] = own["last_ms"]
         prefix["format"], prefix["encoder"], prefix["lineage"] = FORMAT, states.encoder, states.lineage
         _remember(states, prefix, row)
-        arena.records[row] = record
+        arena.write(row, record)
         arena.due_ms[row] = schedule.next_due(own["last_ms"], reached_ms[index])
         hidden[index] = dequantise(quantised)
         stats[index] = own
@@ -90,7 +89,7 @@ def fire_due(states: States, task: Task, upto_ms: int) -> Questions:
     rows = np.flatnonzero((arena.partition == task.number) & (arena.due_ms <= upto_ms))
     if not len(rows):
         return joined([], arena.hidden)
-    record = arena.records[rows]
+    record = arena.read(rows)
     asked, deleted = _fire(states, record, rows, np.full(len(rows), upto_ms, np.int64))
     asked.place = np.full(len(asked.user), -1, np.int64)
     kept = rows[~deleted]

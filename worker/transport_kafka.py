@@ -9,6 +9,8 @@
 3. A `committed` that times out leaves its request behind, and a later call for the same partition is given that old answer. So the call
    after a timeout is made twice.
 4. Its metadata requests let the broker create missing topics: no topic is subscribed to or sent to before it is known to exist.
+5. A subscription made while a metadata request is under way is forgotten by it, and the member, if it leads the group, then assigns nothing
+   to anybody for five minutes. So no group is joined before the partitions are known.
 """
 
 from __future__ import annotations
@@ -142,8 +144,7 @@ class KafkaTransport:
         deadline = time.monotonic() + timeout_ms / 1000
         with self._speaking("polling"):
             if not self._consumer.subscription():
-                self._find(self._settings.event_topics)
-                self._consumer.subscribe(list(self._settings.event_topics), listener=self._assignment)
+                self._subscribe()
             while True:
                 left_ms = max(0, int((deadline - time.monotonic()) * 1000))
                 fetched = self._fetch(min(left_ms, SLICE_MS), max_records)
@@ -215,6 +216,18 @@ class KafkaTransport:
         with suppress(Exception):
             bounded(lambda: self._consumer.close(autocommit=False, timeout_ms=CLOSE_S * 1000), CLOSE_S + 0.5)
         self._publisher.close()
+
+    def _subscribe(self) -> None:
+        topics = self._settings.event_topics
+        self._find(topics)
+        self._consumer.subscribe(list(topics), listener=self._assignment)
+        try:
+            for topic in topics:
+                if not bounded(lambda t=topic: self._consumer.partitions_for_topic(t), ANSWER_MS / 1000):  # type: ignore[misc]
+                    raise E.KafkaTimeoutError(f"nothing is known of the partitions of {topic}")
+        except Exception:
+            self._consumer.unsubscribe()
+            raise
 
     def _find(self, topics: Collection[str]) -> None:
         for topic in set(topics) - self._topics:
