@@ -8,23 +8,30 @@ from collections import deque
 class BatchLimit:
     """Bounds the micro-batch so that a batch takes about half the latency target: a record waits for the batch before its own, then for
     its own. The batch follows the load (it is whatever has gathered meanwhile); this only caps it.
+
+    When batch after batch is full, the worker is behind: latency is lost anyway, and the largest batches catch up soonest.
     """
 
     FLOOR = 16
+    BEHIND = 3  # full batches in a row
 
     def __init__(self, target_p99_ms: float, most: int) -> None:
         self._budget_seconds = target_p99_ms / 1000 / 2
         self._most = most
         self._seconds_per_record = 0.0
+        self._full = 0
         self.records = most
 
     def observe(self, records: int, seconds: float) -> None:
         """A batch of `records` took `seconds`, in all stages."""
-        if records < self.FLOOR:
-            return  # fixed costs, which say nothing of the cost of a record
-        cost = seconds / records
-        self._seconds_per_record = cost if not self._seconds_per_record else 0.9 * self._seconds_per_record + 0.1 * cost
-        self.records = max(self.FLOOR, min(self._most, int(self._budget_seconds / self._seconds_per_record)))
+        self._full = self._full + 1 if records >= self.records else 0
+        if records >= self.FLOOR:  # fewer are all fixed costs, which say nothing of the cost of a record
+            cost = seconds / records
+            self._seconds_per_record = cost if not self._seconds_per_record else 0.9 * self._seconds_per_record + 0.1 * cost
+        if self._full >= self.BEHIND or not self._seconds_per_record:
+            self.records = self._most
+        else:
+            self.records = max(self.FLOOR, min(self._most, int(self._budget_seconds / self._seconds_per_record)))
 
 
 class TooManyBadRecords(Exception):

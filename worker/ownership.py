@@ -19,7 +19,7 @@ from worker.settings import WorkerSettings
 from worker.states import States
 from worker.store import Moved, Store, StoreUnavailable
 from worker.task import Task
-from worker.transport import Partition, Transport, TransportError
+from worker.transport import Fenced, Partition, Transport, TransportError
 
 log = logging.getLogger(__name__)
 
@@ -146,10 +146,13 @@ class Ownership:
 
     def _acquire(self, number: int) -> None:
         store = Store(self._redis, self._settings.group, number, chunk_slots(self._settings.history_events))
-        task = self._patience(
-            "kafka",
-            lambda: acquire(self._transport, store, number, self._partitions, self._settings, self._monotonic(), self._metrics),
-        )
+        try:
+            task = self._patience(
+                "kafka",
+                lambda: acquire(self._transport, store, number, self._partitions, self._settings, self._monotonic(), self._metrics),
+            )
+        except Fenced:  # given away again meanwhile: the next poll says so
+            return
         self.tasks[number] = task
         self._states.own(task)
         task.renew_for(self._states.model.manifest.encoder_id)

@@ -65,14 +65,14 @@ class Processing:
         self._bad = BadShare(settings.max_bad_share, settings.bad_window_records)
         self._dead_letter_bytes = patience("kafka", lambda: transport.message_bytes(settings.dead_letter_topic))
 
-    def process(self, polled: Iterable[Records]) -> None:
+    def process(self, polled: Sequence[Records]) -> None:
         """What a poll brought. Raises TooManyBadRecords (nothing of the batch is committed then), StoreError, FatalTransportError."""
-        sources = self._replay_apart([r for r in polled if self._owned.sound(r.partition.number)])
-        if sources:
-            try:
+        sources = [source for source in polled if self._owned.sound(source.partition.number)]
+        try:
+            if sources := self._replay_apart(sources):
                 self._score(sources)
-            except (Moved, TransportError) as error:
-                self._owned.forget({source.partition.number for source in sources}, error)
+        except (Moved, TransportError) as error:
+            self._owned.forget({source.partition.number for source in polled}, error)
 
     def move_clock(self, task: Task) -> None:
         """Move the clock of an idle partition on by the wall clock, and fire, in steps, whatever the stream clock has passed."""

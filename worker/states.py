@@ -60,12 +60,13 @@ class States:
         """
         table = self.tables[task.number]
         found = [table.get(u, -1) for u in users]
-        if -1 in found:
+        misses = found.count(-1)
+        if misses:
             missing = list(dict.fromkeys(u for u, row in zip(users, found, strict=True) if row < 0))
-            self.misses += len(missing)
             self._load(task, missing)
             found = [table[u] for u in users]
-        self.hits += len(users)
+        self.misses += misses
+        self.hits += len(users) - misses
         rows = np.array(found, np.int64)
         self.arena.touched[rows] = self.arena.tick
         self._renew(task, rows)

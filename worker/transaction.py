@@ -178,11 +178,15 @@ def deliver(producer: Any, outgoing: Sequence[Outgoing], timeout_s: float) -> No
             except E.KafkaError as error:
                 raise Undelivered(_named(batch, i), error) from error
     if futures:
-        producer.flush(timeout_s)
+        with suppress(E.UnknownError):  # a batch was too large for its topic, and is being sent in parts
+            producer.flush(timeout_s)
     messages = ((batch, i) for batch in outgoing for i in range(len(batch.values)))
     for future, (batch, i) in zip(futures, messages, strict=True):
         if not future.succeeded():
-            raise Undelivered(_named(batch, i), future.exception or E.KafkaTimeoutError("not acknowledged"))
+            try:
+                future.get(timeout_s)
+            except E.KafkaError as error:
+                raise Undelivered(_named(batch, i), error) from error
 
 
 def said(error: BaseException) -> str:
