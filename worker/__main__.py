@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "command",
         choices=["run", "check"],
-        help="run: score until SIGTERM or SIGINT. check: hold the settings against the live servers, and say what is wrong and how to fix it",
+        help="run: score until SIGTERM or SIGINT. check: hold the settings against the live servers; say what is wrong and how to fix it",
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="TOML file with settings")
     options = parser.parse_args(arguments)

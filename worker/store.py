@@ -12,7 +12,7 @@ Rules.
 1. All writes of a flush are one atomic step, a compare-and-set on `applied`: `FLUSH` does nothing unless `applied` still is what this
    worker last wrote or read. So states and `applied` never part, and a worker that lost its partition writes nothing.
 2. Every read of states is one MGET that reads `applied` first. If it is not what this worker last wrote or read, nothing that was read
-   is used: somebody else has written, or Redis was flushed or restored. So a stale worker cannot score from fresh states, nor a fresh one from stale.
+   is used: somebody else has written, or Redis was flushed or restored. So nobody scores from states that are not his own.
 3. Inside `FLUSH` everything that can fail is tried before the first write: scripts are not rolled back.
 """
 

@@ -3,13 +3,16 @@
 1. Joins and rebalance callbacks run inside `KafkaConsumer.poll` only, on the client's IO thread, while the caller waits. But the member's
    generation can change at any time (heartbeats), so the one that fences a transaction is taken in the callback that assigned the
    partitions. Never later: a member that has lost its generation would send -1, and Kafka does not fence that.
-2. A partition is paused, and given a position, in the callback itself. So nothing of it is fetched before `seek`, and the client neither
+2. A join that ends while nobody polls is thrown away and begun again, and if this member leads the group, every other member with it, and
+   so on. So once a join is under way, a poll waits for its end. Before it begins, the caller is told what it gives up: the callbacks
+   raise `Changed`, which ends the poll; a callback that raised is called again by the next one.
+3. A partition is paused, and given a position, in the callback itself. So nothing of it is fetched before `seek`, and the client neither
    looks up a committed offset nor resets one on its own. A fetch whose offset is not the position is dropped by the client, so `seek`
    needs no more than itself.
-3. A `committed` that times out leaves its request behind, and a later call for the same partition is given that old answer. So the call
+4. A `committed` that times out leaves its request behind, and a later call for the same partition is given that old answer. So the call
    after a timeout is made twice.
-4. Its metadata requests let the broker create missing topics: no topic is subscribed to or sent to before it is known to exist.
-5. A subscription made while a metadata request is under way is forgotten by it, and the member, if it leads the group, then assigns nothing
+5. Its metadata requests let the broker create missing topics: no topic is subscribed to or sent to before it is known to exist.
+6. A subscription made while a metadata request is under way is forgotten by it, and the member, if it leads the group, then assigns nothing
    to anybody for five minutes. So no group is joined before the partitions are known.
 """
 
@@ -27,15 +30,16 @@ from kafka import errors as E
 from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.consumer.subscription_state import ConsumerRebalanceListener
 from kafka.coordinator.assignors.range import RangePartitionAssignor
-from kafka.structs import OffsetAndMetadata
+from kafka.structs import MemberState, OffsetAndMetadata
 
 from worker.settings import WorkerSettings
 from worker.transaction import ANSWER_MS, CLOSE_S, LARGEST_REQUEST, Publisher, Undelivered, bounded, connect, said
 from worker.transport import Bounds, FatalTransportError, Fenced, Outgoing, Partition, Polled, Position, Records, TransportError
 
 log = logging.getLogger(__name__)
+logging.getLogger("kafka.coordinator.consumer").addFilter(lambda r: not (r.exc_info and isinstance(r.exc_info[1], Changed)))
 
-SLICE_MS = 100  # a poll looks this often whether partitions were assigned
+JOIN_MS = 5_000
 DEFAULT_MESSAGE_BYTES = 1_048_588  # of a topic
 ABORT_SCAN_MS = 10_000  # Kafka looks this often for transactions that timed out (its default)
 
@@ -65,6 +69,10 @@ FATAL = {
 }
 
 
+class Changed(Exception):
+    """Raised in a callback, so that the caller hears of the change at once."""
+
+
 class Assignment(ConsumerRebalanceListener):  # type: ignore[misc]
     """Which partitions the caller has been told it owns, and what has happened to them since."""
 
@@ -74,30 +82,38 @@ class Assignment(ConsumerRebalanceListener):  # type: ignore[misc]
         self._told: set[Partition] = set()
         self._lost: set[Partition] = set()
         self._gained: set[Partition] = set()
+        self._released: set[Partition] = set()
         self.member: Any = None  # the group's metadata as of when it assigned the partitions
+        self.closing = False
 
     def on_partitions_revoked(self, revoked: Iterable[Any]) -> None:
-        partitions = {Partition(*p) for p in revoked}
-        with self._lock:
-            self._lost |= partitions & self._told
-            self._gained -= partitions
+        if self._lose(revoked) and not self.closing:
+            raise Changed
 
     def on_partitions_lost(self, lost: Iterable[Any]) -> None:
+        self.member = None
         self.on_partitions_revoked(lost)
 
     def on_partitions_assigned(self, assigned: Collection[Any]) -> None:
-        for partition in assigned:
-            self._consumer.pause(partition)
-            self._consumer.seek(partition, 0)
-        with self._lock:
-            self._gained |= {Partition(*p) for p in assigned}
-            self.member = self._consumer.group_metadata()
+        self.member = self._consumer.group_metadata()
+        self._gain(assigned)
+        raise Changed
+
+    def assign_again(self, partitions: Collection[Any]) -> None:
+        """Have the caller take these over anew."""
+        self._lose(partitions)
+        self._gain(partitions)
+
+    def lose_all(self) -> None:
+        self.member = None
+        self._lose(self._told | self._gained)
 
     def changes(self) -> tuple[list[Partition], list[Partition]]:
         """Revoked and assigned since the last call; the caller knows them from now on."""
         with self._lock:
             revoked, assigned = sorted(self._lost), sorted(self._gained)
             self._told = (self._told - self._lost) | self._gained
+            self._released = self._lost - self._gained
             self._lost, self._gained = set(), set()
             return revoked, assigned
 
@@ -105,12 +121,31 @@ class Assignment(ConsumerRebalanceListener):  # type: ignore[misc]
         with self._lock:
             return self._told - self._lost
 
+    def committable(self) -> set[Partition]:
+        """Also what was just revoked: the group waits for this member's next poll."""
+        return self.owned() | self._released if self.member else set()
+
+    def _lose(self, partitions: Iterable[Any]) -> bool:
+        with self._lock:
+            before = len(self._lost)
+            self._lost |= {Partition(*p) for p in partitions} & self._told
+            self._gained -= {Partition(*p) for p in partitions}
+            return len(self._lost) > before
+
+    def _gain(self, partitions: Collection[Any]) -> None:
+        for partition in partitions:
+            self._consumer.pause(partition)
+            self._consumer.seek(partition, 0)
+        with self._lock:
+            self._gained |= {Partition(*p) for p in partitions}
+
 
 class KafkaTransport:
     """`worker.transport.Transport` over Kafka.
 
-    After Fenced, this member has left the group: the next polls report its partitions as revoked, and then what it is given as it joins
-    again. A partition whose position Kafka no longer holds (retention went past it) is reported as revoked and assigned again.
+    What a poll reports as revoked can still be committed before the next poll. After Fenced, this member has left the group: the next polls
+    report its partitions as revoked, and then what it is given as it joins again. A partition whose position Kafka no longer holds
+    (retention went past it) is reported as revoked and assigned again. While the group rebalances, a poll may take JOIN_MS.
     """
 
     def __init__(self, settings: WorkerSettings) -> None:
@@ -141,16 +176,13 @@ class KafkaTransport:
         self._publisher = Publisher(settings, self._transactional_id)
 
     def poll(self, timeout_ms: int, max_records: int) -> Polled:
-        deadline = time.monotonic() + timeout_ms / 1000
         with self._speaking("polling"):
             if not self._consumer.subscription():
                 self._subscribe()
-            while True:
-                left_ms = max(0, int((deadline - time.monotonic()) * 1000))
-                fetched = self._fetch(min(left_ms, SLICE_MS), max_records)
-                revoked, assigned = self._assignment.changes()
-                if fetched or revoked or assigned or left_ms == 0:
-                    break
+            fetched = self._fetch(timeout_ms, max_records)
+            if self._consumer.group_metadata().state == MemberState.REBALANCING:
+                fetched = self._fetch(JOIN_MS, max_records)
+            revoked, assigned = self._assignment.changes()
         mine = self._assignment.owned().difference(assigned)
         return Polled([_columns(Partition(*p), r) for p, r in fetched.items() if Partition(*p) in mine], revoked, assigned)
 
@@ -213,6 +245,7 @@ class KafkaTransport:
             self._consumer.commit(_offsets(positions), timeout_ms=ANSWER_MS)
 
     def close(self) -> None:
+        self._assignment.closing = True
         with suppress(Exception):
             bounded(lambda: self._consumer.close(autocommit=False, timeout_ms=CLOSE_S * 1000), CLOSE_S + 0.5)
         self._publisher.close()
@@ -241,10 +274,12 @@ class KafkaTransport:
             gone = error.args[0]
         except E.LogTruncationError as error:
             gone = error.divergent_offsets
+        except E.KafkaError as error:
+            if not isinstance(error.__cause__, Changed):
+                raise
+            return {}
         log.warning("Kafka does not hold the position that was to be read next (%s): taking the partition over anew", gone)
-        with suppress(KeyError):  # assigned to another member meanwhile
-            self._assignment.on_partitions_revoked(gone)
-            self._assignment.on_partitions_assigned(gone)
+        self._assignment.assign_again([p for p in gone if Partition(*p) in self._assignment.owned()])
         return {}
 
     def _committed(self, partition: Any, deadline: float) -> Any:
@@ -261,7 +296,7 @@ class KafkaTransport:
                 self._consumer.end_offsets([partition], timeout_ms=ANSWER_MS)  # it answers: a transaction is open. Or this raises
 
     def _check_owned(self, positions: Mapping[Partition, Position]) -> None:
-        if gone := sorted(positions.keys() - self._assignment.owned()):
+        if gone := sorted(positions.keys() - self._assignment.committable()):
             names = ", ".join(f"{p.topic}-{p.number}" for p in gone)
             raise Fenced(f"{names} no longer belongs to this worker: nothing was committed")
 
@@ -286,7 +321,7 @@ class KafkaTransport:
             if isinstance(explained, Fenced):  # leave the group, so that what this member owns is decided anew
                 with suppress(Exception):
                     bounded(self._consumer.unsubscribe, ANSWER_MS / 1000)
-                self._assignment.on_partitions_revoked(self._assignment.owned())
+                self._assignment.lose_all()
             raise explained from error
 
     def _explained(self, doing: str, error: Exception) -> Exception:
