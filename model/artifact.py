@@ -12,6 +12,7 @@ Two workers with the same artifact and the same input give the same scores.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -133,6 +134,17 @@ def dump(manifest: Manifest, network: Network) -> tuple[bytes, bytes]:
     return filled.model_dump_json(indent=2).encode(), weights
 
 
+def _fits(manifest: Manifest) -> None:
+    """Raises ValueError where parts of a manifest contradict each other."""
+    edges, shape, scaling = manifest.edges_ms, Shape(**manifest.shape), Scaling(**manifest.scaling)
+    if len(edges) != shape.bins or edges != sorted(set(edges)) or edges[0] <= 0:
+        raise ValueError(f"edges_ms must be {shape.bins} increasing times")
+    if len(event_sets(tuple(manifest.targets))) != shape.sets:
+        raise ValueError(f"the targets do not need {shape.sets} heads")
+    if not (math.isfinite(scaling.value_mean) and 0 < scaling.value_deviation < math.inf):
+        raise ValueError(f"values cannot be scaled by {scaling}")
+
+
 def load(manifest_json: bytes, weights: bytes, device: str | torch.device = "cpu") -> Model:
     """The model of two files' contents. Raises ArtifactError: not ours, of another schema, corrupt, or with NaN in its weights."""
     try:
@@ -152,6 +164,7 @@ def load(manifest_json: bytes, weights: bytes, device: str | torch.device = "cpu
             f"model {manifest.version}: weights.safetensors does not have the sha256 that its manifest names: it is corrupt or incomplete"
         )
     try:
+        _fits(manifest)
         network = Network(Shape(**manifest.shape))
         network.load_state_dict(load_tensors(weights))
         vocabulary = Vocabulary(manifest.vocabulary)

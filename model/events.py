@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 FIELDS = ("user_id", "type", "timestamp", "event_id", "item_id", "category", "value", "session_id", "attributes")
+MAX_TIME_MS = 1 << 62  # leaves room for differences
 MAX_VALUE = 1e30  # an event's value is kept in float32
 DAY_MS = 86_400_000
 
@@ -158,9 +159,8 @@ class EventDecoder:
         hashes = self._hashes.__getitem__
         count = len(events)
         times = list(map(_TIME, events))
-        try:
-            time_ms = np.array(times, np.int64) if count else np.zeros(0, np.int64)
-        except (ValueError, TypeError, OverflowError):
+        time_ms = np.array(times)  # without a dtype: asked for int64, numpy would take "20261121" for a number
+        if time_ms.dtype != np.int64 or not ((time_ms > -MAX_TIME_MS) & (time_ms < MAX_TIME_MS)).all():
             time_ms = np.array([_epoch_ms(t, int(i), bad) for t, i in zip(times, index, strict=True)], np.int64)
         return EventColumns(
             index=index,
@@ -203,7 +203,7 @@ class EventDecoder:
 def _epoch_ms(timestamp: int | str, index: int, bad: dict[int, BadRecord]) -> int:
     """Epoch milliseconds of a number or an RFC 3339 text; a text without a zone is UTC."""
     if isinstance(timestamp, int):
-        if abs(timestamp) < 1 << 62:
+        if abs(timestamp) < MAX_TIME_MS:
             return timestamp
     else:
         try:

@@ -90,12 +90,11 @@ class Registry:
     def rollback(self, *, reason: str, by: str) -> str:
         """Move `current` back to the version before it. Returns that version. Raises ArtifactError where there is none."""
         now = self.current()
-        for decision in reversed(self.decisions()):
-            before = decision.get("previous")
-            if now and before and decision["version"] == now.version and decision["action"] in ("promoted", "rolled back"):
-                self.promote(before, action="rolled back", reason=reason, by=by)
-                return str(before)
-        raise ArtifactError(f"{self.location} knows no version before {now.version if now else 'the first'}: promote one by name")
+        before = self._before(now)
+        if before is None:
+            raise ArtifactError(f"{self.location} knows no version before {now.version if now else 'the first'}: promote one by name")
+        self.promote(before, action="rolled back", reason=reason, by=by)
+        return before
 
     def record(
         self, version: str, action: str, *, reason: str, by: str, figures: Mapping[str, Any] | None = None, previous: str | None = None
@@ -108,7 +107,7 @@ class Registry:
 
     def decisions(self) -> list[dict[str, Any]]:
         """Every decision, oldest first."""
-        return [json.loads(self._fs.cat_file(path)) for path in sorted(self._list("decisions"))]
+        return [json.loads(self._fs.cat_file(path)) for path in sorted(self._list("decisions")) if path.endswith(".json")]
 
     def versions(self) -> list[Manifest]:
         """Manifests of every complete version, oldest first; what cannot be read is left out (`load` says why)."""
@@ -123,12 +122,19 @@ class Registry:
     def prune(self, keep: int) -> list[str]:
         """Delete all but the newest `keep` versions; never the current one nor the one that a rollback would return to."""
         now = self.current()
-        last = next((d for d in reversed(self.decisions()) if now and d["version"] == now.version and d.get("previous")), None)
-        safe = {now.version if now else None, last["previous"] if last else None}
+        safe = {now.version if now else None, self._before(now)}
         old = [m.version for m in self.versions()[:-keep] if m.version not in safe]
         for version in old:
             self._fs.rm(self._path(f"versions/{version}"), recursive=True)
         return old
+
+    def _before(self, now: Pointer | None) -> str | None:
+        """The version that was current when `now` was promoted. Rollbacks do not count, or a second one would undo the first."""
+        for decision in reversed(self.decisions()):
+            before = decision.get("previous")
+            if now and decision["version"] == now.version and decision["action"] == "promoted" and before not in (None, now.version):
+                return str(before)
+        return None
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"

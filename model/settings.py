@@ -12,13 +12,14 @@ The file is named by --config or STREAMSCORE_CONFIG. A name that nobody knows is
 
 from __future__ import annotations
 
+import difflib
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from model.targets import DEFAULT_TARGETS, Target
@@ -34,7 +35,7 @@ class SettingsError(ValueError):
 class Settings(BaseSettings):
     """Shared settings. A program's own settings extend this class and set `program`."""
 
-    model_config = SettingsConfigDict(extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     program: ClassVar[str] = ""
 
     kafka_bootstrap_servers: str = Field("localhost:9092", description="Kafka brokers, as host:port,host:port")
@@ -77,6 +78,23 @@ class Settings(BaseSettings):
             raise ValueError(f"no event field is called {', '.join(sorted(unknown))}; the fields are {', '.join(FIELDS)}")
         return value
 
+    @field_validator("event_topics")
+    @classmethod
+    def _distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("a topic is named twice")
+        return value
+
+    @model_validator(mode="after")
+    def _login(self) -> Self:
+        if self.kafka_security_protocol.startswith("SASL"):
+            needed = ["kafka_sasl_mechanism"]
+            if self.kafka_sasl_mechanism != "GSSAPI":
+                needed += ["kafka_sasl_username", "kafka_sasl_password"]
+            if missing := [name for name in needed if not getattr(self, name)]:
+                raise ValueError(f"kafka_security_protocol {self.kafka_security_protocol} needs {' and '.join(missing)}")
+        return self
+
     @classmethod
     def settings_customise_sources(
         cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
@@ -108,7 +126,7 @@ class Settings(BaseSettings):
             name = key.removeprefix(own if mine else PREFIX).lower()
             known = cls.model_fields if mine else Settings.model_fields
             if name not in known:
-                raise SettingsError(_unknown(key, name, cls))
+                raise SettingsError(cls._unknown(key, name, cls._variable))
             found[name] = (_decoded(environ[key], cls.model_fields[name].annotation), key)
         return found
 
@@ -122,9 +140,11 @@ class Settings(BaseSettings):
             raise SettingsError(f"the settings file {path} is not TOML: {error}") from None
         shared = {k: v for k, v in tables.items() if k not in PROGRAMS}
         own = tables.get(cls.program, {})
+        if not isinstance(own, dict):
+            raise SettingsError(f"{cls.program} in {path} must be a table: write [{cls.program}] on a line of its own")
         for name, known in [*((n, Settings.model_fields) for n in shared), *((n, cls.model_fields) for n in own)]:
             if name not in known:
-                raise SettingsError(_unknown(f"{name} in {path}", name, cls))
+                raise SettingsError(cls._unknown(f"{name} in {path}", name, cls._in_file))
         return {k: (v, f"{k} in {path}") for k, v in {**shared, **own}.items()}
 
     @classmethod
@@ -132,13 +152,27 @@ class Settings(BaseSettings):
         """Every setting with its environment variable, type, default and meaning, for --help."""
         lines = []
         for name, field in cls.model_fields.items():
-            prefix = PREFIX if name in Settings.model_fields else f"{PREFIX}{cls.program.upper()}_"
             default = field.get_default(call_default_factory=True)
             shown = ",".join(map(str, default)) if isinstance(default, tuple) and default and isinstance(default[0], str) else default
             kind = _type_name(field.annotation)
             shown = "none" if shown in (None, "", {}) else shown
-            lines.append(f"  {prefix}{name.upper()}\n      {field.description}. {kind}; default {shown}")
+            lines.append(f"  {cls._variable(name)}\n      {field.description}. {kind}; default {shown}")
         return "\n".join(lines)
+
+    @classmethod
+    def _variable(cls, name: str) -> str:
+        return (PREFIX if name in Settings.model_fields else f"{PREFIX}{cls.program.upper()}_") + name.upper()
+
+    @classmethod
+    def _in_file(cls, name: str) -> str:
+        return name if name in Settings.model_fields else f"{name} under [{cls.program}]"
+
+    @classmethod
+    def _unknown(cls, where: str, name: str, spelled: Callable[[str], str]) -> str:
+        close = difflib.get_close_matches(name, cls.model_fields, 1)
+        return f"{where} is not a setting of the {cls.program}; " + (
+            f"did you mean {spelled(close[0])}?" if close else "see --help for those there are"
+        )
 
     def kafka_client(self) -> dict[str, Any]:
         """Keyword arguments for kafka-python's clients: brokers, TLS and SASL."""
@@ -185,15 +219,6 @@ def _sentence(error: Any, origin: Mapping[str, str]) -> str:
     name = str(error["loc"][0]) if error["loc"] else "settings"
     message = error["msg"].removeprefix("Value error, ")
     return f"{origin.get(name, name)}: {message}"
-
-
-def _unknown(where: str, name: str, cls: type[Settings]) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(name, cls.model_fields, 1)
-    return f"{where} is not a setting of the {cls.program}" + (
-        f"; did you mean {close[0]}?" if close else "; see --help for those there are"
-    )
 
 
 def _type_name(annotation: Any) -> str:

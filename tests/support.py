@@ -30,7 +30,13 @@ DAY_MS = 24 * HOUR_MS
 
 
 def publish_model(
-    registry: Path | str, version: str, seed: int = 0, hidden: int = 16, targets: tuple[Target, ...] = DEFAULT_TARGETS
+    registry: Path | str,
+    version: str,
+    seed: int = 0,
+    hidden: int = 16,
+    targets: tuple[Target, ...] = DEFAULT_TARGETS,
+    encoder_of: Model | None = None,
+    promote: bool = True,
 ) -> Model:
     """A model with random weights, lively enough that scores differ between users, published and promoted."""
     torch.manual_seed(seed)
@@ -39,6 +45,8 @@ def publish_model(
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.mul_(2.0)
+    if encoder_of:
+        network.encoder.load_state_dict(encoder_of.network.encoder.state_dict())
     network.eval()
     manifest = Manifest(
         version=version,
@@ -55,7 +63,8 @@ def publish_model(
     )
     place = Registry(str(registry))
     place.publish(manifest, network)
-    place.promote(version, reason="test", by="test")
+    if promote:
+        place.promote(version, reason="test", by="test")
     return place.load(version)
 
 

@@ -58,7 +58,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(settings: WorkerSettings) -> int:
     """Score until a signal. Whatever ends it otherwise is one line in the log."""
-    import redis
     import torch
 
     from model.http import serve
@@ -68,7 +67,7 @@ def run(settings: WorkerSettings) -> int:
     from worker.loop import Worker
     from worker.metrics import Metrics
     from worker.models import Models
-    from worker.store import StoreError, connect
+    from worker.store import StoreError, StoreUnavailable, connect
     from worker.transport import FatalTransportError
     from worker.transport_kafka import KafkaTransport
 
@@ -82,8 +81,8 @@ def run(settings: WorkerSettings) -> int:
             timeout_seconds=settings.redis_timeout_seconds,
             ssl_cafile=settings.redis_ssl_cafile,
         )
-    except (ValueError, redis.RedisError) as error:
-        log.error("redis_url: %s", error)
+    except (ValueError, StoreUnavailable) as error:
+        log.error("%s", error)
         return 1
     worker = Worker(settings, lambda: KafkaTransport(settings), client, models, metrics)
     try:

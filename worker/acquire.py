@@ -27,6 +27,11 @@ class Refused(Exception):
     """A partition cannot be taken over without doing damage. The message says why, and how to rebuild."""
 
 
+def rebuild_by(group: str) -> str:
+    """What to do where states and log no longer belong together."""
+    return f"stop the workers and delete the keys {{{group}:*}}* in Redis to rebuild the states from the log, or choose another group"
+
+
 def acquire(
     transport: Transport, store: Store, number: int, partitions: int, settings: WorkerSettings, now: float, metrics: Metrics
 ) -> Task:
@@ -35,9 +40,7 @@ def acquire(
     committed = transport.committed(topics)
     bounds = transport.bounds(topics)
     applied = store.acquire()
-    rebuild = (
-        f"stop the workers and delete the keys {{{settings.group}:*}}* in Redis to rebuild the states from the log, or choose another group"
-    )
+    rebuild = rebuild_by(settings.group)
     if applied and applied.partitions != partitions:
         raise Refused(
             f"the event topics have {partitions} partitions, but states were built with {applied.partitions}: users have moved between "

@@ -16,6 +16,9 @@ try:
 except PackageNotFoundError:  # run from a folder that was never installed
     VERSION = "unknown"
 
+FRAME_BYTES = 1024  # a batch of one message, without what is in it, and the headers that say what was cut
+HEADER_BYTES = 10  # a header, without its name and content
+
 
 def score_messages(topic: str, partition: int | None, users: Sequence[str], values: list[bytes]) -> Outgoing:
     """Scores of one partition, keyed by user."""
@@ -35,27 +38,44 @@ def merged(
 
 
 def dead_letters(topic: str, sources: Sequence[tuple[Records, int, BadRecord]], most_bytes: int) -> Outgoing:
-    """The original key and bytes, untouched, with the reason in the headers. Only a record that the dead-letter topic itself cannot take
-    (`most_bytes`) is cut short, and says so."""
+    """The original key, bytes and headers, untouched, with the reason in further headers. Only what the dead-letter topic itself cannot
+    take (`most_bytes`) is cut short, and says so: first the value, then the key, at last the original headers."""
     keys: list[bytes | None] = []
     values: list[bytes | None] = []
     headers: list[Headers] = []
     for records, i, bad in sources:
-        key, value = records.keys[i], records.values[i]
-        about = [
-            ("streamscore-reason", bad.reason.encode()),
-            ("streamscore-detail", bad.detail[:500].encode("utf-8", "replace")),
-            ("streamscore-topic", records.partition.topic.encode()),
-            ("streamscore-partition", str(records.partition.number).encode()),
-            ("streamscore-offset", str(records.offsets[i]).encode()),
-            ("streamscore-version", VERSION.encode()),
-        ]
-        room = most_bytes - len(key or b"") - sum(len(k) + len(v or b"") for k, v in (*records.headers[i], *about)) - 1024
-        if value is not None and len(value) > room:
-            about.append(("streamscore-truncated-from-bytes", str(len(value)).encode()))
-            value = value[: max(room, 0)]
+        original, about = list(records.headers[i]), _about(records, i, bad)
+        room = most_bytes - FRAME_BYTES - _size(about)
+        if _size(original) > room:
+            about.append(("streamscore-headers-left-out", str(len(original)).encode()))
+            original = []
+        room -= _size(original)
+        key = _cut(records.keys[i], room, about, "streamscore-key-truncated-from-bytes")
+        value = _cut(records.values[i], room - len(key or b""), about, "streamscore-truncated-from-bytes")
         keys.append(key)
         # Kafka takes no message with neither key nor value, but a record without both must still be seen by somebody.
         values.append(b"" if key is None and value is None else value)
-        headers.append([*records.headers[i], *about])
+        headers.append([*original, *about])
     return Outgoing(topic, None, keys, values, headers)
+
+
+def _about(records: Records, i: int, bad: BadRecord) -> list[tuple[str, bytes]]:
+    return [
+        ("streamscore-reason", bad.reason.encode()),
+        ("streamscore-detail", bad.detail[:500].encode("utf-8", "replace")),
+        ("streamscore-topic", records.partition.topic.encode()),
+        ("streamscore-partition", str(records.partition.number).encode()),
+        ("streamscore-offset", str(records.offsets[i]).encode()),
+        ("streamscore-version", VERSION.encode()),
+    ]
+
+
+def _cut(content: bytes | None, room: int, about: list[tuple[str, bytes]], name: str) -> bytes | None:
+    if content is None or len(content) <= room:
+        return content
+    about.append((name, str(len(content)).encode()))
+    return content[: max(room, 0)]
+
+
+def _size(headers: Headers) -> int:
+    return sum(len(name.encode()) + len(content) + HEADER_BYTES for name, content in headers)

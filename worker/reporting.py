@@ -11,7 +11,7 @@ import redis
 from worker.metrics import Metrics
 from worker.ownership import Ownership
 from worker.states import States
-from worker.store import StoreError, StoreUnavailable
+from worker.store import AWAY, StoreError, StoreUnavailable
 from worker.transport import Partition, Transport, TransportError
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class Reporting:
                 metrics.timers_due.labels(number).set(due)
                 metrics.clock_seconds.labels(number).set(task.clock.stream_ms / 1000)
             metrics.redis_bytes.set(self._used_memory())
-        except (TransportError, StoreUnavailable, StoreError, redis.RedisError) as error:
+        except (TransportError, StoreUnavailable, StoreError, redis.RedisError, *AWAY) as error:
             log.debug("a gauge could not be looked up: %s", error)
 
     def _used_memory(self) -> float:

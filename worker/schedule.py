@@ -41,7 +41,7 @@ class Clock:
         try:
             values = json.loads(metadata)
             return cls(int(values["fired_ms"]), int(values["stream_ms"]))
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, OverflowError):
             return cls()
 
     def latest(self, other: Clock) -> Clock:

@@ -71,6 +71,13 @@ class WorkerSettings(Settings):
     def _targets(cls, value: Any) -> Any:
         return split_targets(value) if value else None
 
+    @field_validator("targets")
+    @classmethod
+    def _distinct_targets(cls, value: tuple[Target, ...] | None) -> tuple[Target, ...] | None:
+        if value and len({target.name for target in value}) < len(value):
+            raise ValueError("two targets have one name")
+        return value
+
     @field_validator("silence_hours", mode="before")
     @classmethod
     def _hours(cls, value: Any) -> Any:
@@ -91,6 +98,8 @@ class WorkerSettings(Settings):
             raise ValueError("silence_hours must all lie before retention_days, after which a user is deleted")
         if self.score_topic in self.event_topics or self.dead_letter_topic in self.event_topics:
             raise ValueError("score_topic and dead_letter_topic must not be event topics: the worker would read its own output")
+        if self.redis_ssl_cafile and not self.redis_url.get_secret_value().startswith("rediss://"):
+            raise ValueError("redis_ssl_cafile needs a redis_url with rediss://")
         return self
 
     @property

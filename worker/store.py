@@ -10,7 +10,8 @@ Layout. Every key of input partition P starts with the hash tag {GROUP:P}, so a 
 Rules.
 
 1. All writes of a flush are one atomic step, a compare-and-set on `applied`: `FLUSH` does nothing unless `applied` still is what this
-   worker last wrote or read. So states and `applied` never part, and a worker that lost its partition writes nothing.
+   worker last wrote or read. So states and `applied` never part, and a worker that lost its partition writes nothing. `applied` is another
+   one after each flush, even where no offset moved: a flush that finds its own there is a repetition of one whose answer was lost.
 2. Every read of states is one MGET that reads `applied` first. If it is not what this worker last wrote or read, nothing that was read
    is used: somebody else has written, or Redis was flushed or restored. So nobody scores from states that are not his own.
 3. Inside `FLUSH` everything that can fail is tried before the first write: scripts are not rolled back.
@@ -19,12 +20,22 @@ Rules.
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, cast
 
 import redis
 from redis.exceptions import NoScriptError, OutOfMemoryError, ReadOnlyError, ResponseError
+
+AWAY = (
+    redis.exceptions.ConnectionError,
+    redis.exceptions.TimeoutError,
+    redis.exceptions.InvalidResponse,
+    redis.exceptions.ClusterError,
+    redis.exceptions.RedisClusterException,  # no RedisError: a node or a slot that is not there
+    redis.exceptions.TryAgainError,
+)
 
 # KEYS: applied, due, keys to set...; ARGV: expected, new, n set, values..., n due, (score, user)..., n gone, users..., n delete, keys...
 FLUSH = """
@@ -82,7 +93,7 @@ class Applied:
 
     offsets: next offset of each event topic. fired_ms, stream_ms: the clock there (see `worker.schedule`). partitions: the input topics'
     partition count, because users move between partitions when it changes. encoder: the encoder_id that every stored record is known to
-    have, "" while some may still be rebuilt.
+    have, "" while some may still be rebuilt. flush: a name of its own for each flush.
     """
 
     offsets: dict[str, int]
@@ -90,6 +101,7 @@ class Applied:
     stream_ms: int
     partitions: int
     encoder: str = ""
+    flush: str = field(default="", compare=False)
 
     def encode(self) -> bytes:
         return json.dumps(asdict(self), sort_keys=True).encode()
@@ -126,6 +138,7 @@ class Store:
         self._due_key = f"{self._tag}:due"
         self._users = f"{self._tag}:u:"
         self._flush_sha: str | None = None
+        self._flush_name = secrets.token_hex(8)
         self.token: bytes | None = None
 
     def acquire(self) -> Applied | None:
@@ -176,7 +189,7 @@ class Store:
     def flush(self, changes: Flush, applied: Applied) -> None:
         """Write changes and `applied` in one atomic step. Raises Moved and writes nothing if `token` no longer holds; StoreUnavailable,
         StoreError and writes nothing; but a lost connection may hide a success, which the next call then recognises."""
-        new = applied.encode()
+        new = replace(applied, flush=self._flush_name).encode()
         keys: list[str] = [self._users + u for u in changes.records]
         keys += [self._chunk_key(user, slot) for user, slot in changes.chunks]
         deleted = [self._users + u for u in changes.gone] + [self._chunk_key(u, s) for u in changes.gone for s in range(self._slots)]
@@ -190,6 +203,7 @@ class Store:
         if outcome == 0:
             raise Moved(f"{self._applied_key} was changed by another worker, or Redis was flushed or restored")
         self.token = new
+        self._flush_name = secrets.token_hex(8)
 
     def _evaluate(self, keys: list[str], arguments: list[Any]) -> Any:
         if self._flush_sha is None:
@@ -226,7 +240,7 @@ class Store:
             ) from error
         except ReadOnlyError as error:
             raise StoreUnavailable(f"Redis is a read-only replica ({error}): point redis_url at the primary") from error
-        except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, redis.exceptions.BusyLoadingError) as error:
+        except AWAY as error:
             raise StoreUnavailable(f"Redis does not answer: {error}") from error
         except ResponseError as error:
             text = str(error)
@@ -240,17 +254,19 @@ class Store:
 
 
 def connect(url: str, *, cluster: bool, timeout_seconds: float, ssl_cafile: str | None) -> redis.Redis:
-    """A client for `url` (redis://, rediss://, unix://). Connects lazily. Raises ValueError where the url cannot be one."""
+    """A client for `url` (redis://, rediss://, unix://). Raises ValueError where the url cannot be one, and, as a client of a cluster
+    connects at once, StoreUnavailable."""
     options: dict[str, Any] = {"socket_timeout": timeout_seconds, "socket_connect_timeout": timeout_seconds}
     if ssl_cafile:
         options["ssl_ca_certs"] = ssl_cafile
-    if cluster:
-        return cast("redis.Redis", redis.RedisCluster.from_url(url, **options))
-    return redis.Redis.from_url(url, **options)
-
-
-def redact(url: str) -> str:
-    """A Redis URL without its password, for people."""
-    head, _, tail = url.rpartition("@")
-    scheme = head.split("://", 1)[0] if head else ""
-    return f"{scheme}://***@{tail}" if head else url
+    try:
+        if cluster:
+            return cast("redis.Redis", redis.RedisCluster.from_url(url, **options))
+        return redis.Redis.from_url(url, **options)
+    except ValueError:  # not passed on: it may quote a part of the password
+        raise ValueError(
+            "redis_url is no Redis URL: write redis://USER:PASSWORD@HOST:PORT/DATABASE (rediss:// for TLS, unix:// for a socket), with "
+            "special characters in user and password percent-encoded"
+        ) from None
+    except redis.exceptions.RedisClusterException as error:
+        raise StoreUnavailable(f"{error}: is redis_cluster right?") from error

@@ -30,7 +30,7 @@ from kafka import errors as E
 from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.consumer.subscription_state import ConsumerRebalanceListener
 from kafka.coordinator.assignors.range import RangePartitionAssignor
-from kafka.structs import MemberState, OffsetAndMetadata
+from kafka.structs import OffsetAndMetadata
 
 from worker.settings import WorkerSettings
 from worker.transaction import ANSWER_MS, CLOSE_S, LARGEST_REQUEST, Publisher, Undelivered, bounded, connect, said
@@ -84,10 +84,13 @@ class Assignment(ConsumerRebalanceListener):  # type: ignore[misc]
         self._gained: set[Partition] = set()
         self._released: set[Partition] = set()
         self.member: Any = None  # the group's metadata as of when it assigned the partitions
+        self.joining = True
         self.closing = False
 
     def on_partitions_revoked(self, revoked: Iterable[Any]) -> None:
-        if self._lose(revoked) and not self.closing:
+        self._lose(revoked)
+        if not self.joining and not self.closing:
+            self.joining = True
             raise Changed
 
     def on_partitions_lost(self, lost: Iterable[Any]) -> None:
@@ -96,6 +99,7 @@ class Assignment(ConsumerRebalanceListener):  # type: ignore[misc]
 
     def on_partitions_assigned(self, assigned: Collection[Any]) -> None:
         self.member = self._consumer.group_metadata()
+        self.joining = False
         self._gain(assigned)
         raise Changed
 
@@ -106,6 +110,7 @@ class Assignment(ConsumerRebalanceListener):  # type: ignore[misc]
 
     def lose_all(self) -> None:
         self.member = None
+        self.joining = True
         self._lose(self._told | self._gained)
 
     def changes(self) -> tuple[list[Partition], list[Partition]]:
@@ -125,12 +130,10 @@ class Assignment(ConsumerRebalanceListener):  # type: ignore[misc]
         """Also what was just revoked: the group waits for this member's next poll."""
         return self.owned() | self._released if self.member else set()
 
-    def _lose(self, partitions: Iterable[Any]) -> bool:
+    def _lose(self, partitions: Iterable[Any]) -> None:
         with self._lock:
-            before = len(self._lost)
             self._lost |= {Partition(*p) for p in partitions} & self._told
             self._gained -= {Partition(*p) for p in partitions}
-            return len(self._lost) > before
 
     def _gain(self, partitions: Collection[Any]) -> None:
         for partition in partitions:
@@ -179,9 +182,7 @@ class KafkaTransport:
         with self._speaking("polling"):
             if not self._consumer.subscription():
                 self._subscribe()
-            fetched = self._fetch(timeout_ms, max_records)
-            if self._consumer.group_metadata().state == MemberState.REBALANCING:
-                fetched = self._fetch(JOIN_MS, max_records)
+            fetched = self._fetch(JOIN_MS if self._assignment.joining else timeout_ms, max_records)
             revoked, assigned = self._assignment.changes()
         mine = self._assignment.owned().difference(assigned)
         return Polled([_columns(Partition(*p), r) for p, r in fetched.items() if Partition(*p) in mine], revoked, assigned)

@@ -1,7 +1,7 @@
 """A whole broker in memory, and the transport over it: for deterministic simulation of the worker. No threads, no clock, no chance.
 
-As in Kafka: a rebalance ends when every member has polled (or was expired), and until then the old generation may commit; a transaction
-leaves a marker, so offsets have gaps; a second producer with a transactional id fences the first.
+As in Kafka: a rebalance ends when every member has polled again after it was told what it gives up (or was expired), and until then the
+old generation may commit; a transaction leaves a marker, so offsets have gaps; a second producer with a transactional id fences the first.
 """
 
 from __future__ import annotations
@@ -138,6 +138,7 @@ class MemoryTransport:
         self._group = broker.groups.setdefault(group, Group())
         self._generation = -1
         self._owned: dict[Partition, int | None] = {}  # the next offset; None before the first seek
+        self._released: set[Partition] = set()  # just revoked: can still be committed
         self._epoch: int | None = None
 
     def poll(self, timeout_ms: int, max_records: int) -> Polled:
@@ -148,12 +149,15 @@ class MemoryTransport:
             group.members.append(self)
             group.rebalance()
             self._generation = -1
+        if group.rebalancing and self._owned:
+            polled.revoked, self._released, self._owned = sorted(self._owned), set(self._owned), {}
+            return polled
+        self._released = set()
         if group.rebalancing and self not in group.joined:
-            polled.revoked, self._owned = sorted(self._owned), {}
             group.joined.append(self)
             group.settle()
         if not group.rebalancing and self._generation != group.generation:
-            polled.revoked, self._generation = polled.revoked or sorted(self._owned), group.generation
+            self._generation = group.generation
             polled.assigned = self._share()
             self._owned = dict.fromkeys(polled.assigned)
         for partition, position in list(self._owned.items()):
@@ -252,7 +256,7 @@ class MemoryTransport:
             self._epoch = self._broker.epochs[self._id] = self._broker.epochs.get(self._id, 0) + 1
 
     def _check_owned(self, positions: Mapping[Partition, Position]) -> None:
-        if gone := sorted(positions.keys() - self._owned.keys()):
+        if gone := sorted(positions.keys() - self._owned.keys() - self._released):
             raise Fenced(f"{gone} no longer belongs to this worker")
 
     def _check_member(self) -> None:

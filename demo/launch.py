@@ -1,0 +1,87 @@
+"""The worker, the trainer and the shop, started as the real programs: by their public command lines and settings alone.
+
+Each is in the care of a guard (guard.py): in a session of its own, so that Ctrl-C reaches the demo alone, in a temporary folder that goes
+when it goes, and gone itself when the demo is, whatever ends that.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from demo.process import Process
+
+ROOT = Path(__file__).parents[1]
+LAST_LINES, TAIL_BYTES = 12, 8192
+
+
+class ProgramEnded(RuntimeError):
+    """A program ended though nobody had asked it to. The message quotes the end of its log."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program that was started."""
+
+    name: str
+    process: Process
+
+    @property
+    def directory(self) -> Path:
+        return self.process.directory
+
+    @property
+    def alive(self) -> bool:
+        return self.process.alive
+
+    @property
+    def log(self) -> list[str]:
+        """Its last lines."""
+        with open(self.process.log, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
+            return file.read().decode(errors="replace").splitlines()[-LAST_LINES:]
+
+    def last_said(self) -> str:
+        """What it logged last, without time and level."""
+        return self.log[-1].rpartition(" INFO ")[2].partition(": ")[2] if self.log else "starting"
+
+    def check(self) -> None:
+        if not self.alive:
+            raise ProgramEnded(f"The {self.name} ended unexpectedly. {self.last_words()}")
+
+    def last_words(self) -> str:
+        return "The end of its log:\n" + "\n".join(f"    {line}" for line in self.log)
+
+    def stop(self) -> None:
+        """SIGTERM, and SIGKILL if that has no effect for long."""
+        self.process.stop(timeout_s=20)
+
+
+@contextmanager
+def program(name: str, module: Sequence[str], settings: Mapping[str, object], nice: int = 0) -> Iterator[Program]:
+    """`python -m module...` with `settings` in its environment, and no other STREAMSCORE_ variables."""
+    inherited = [variable for variable in os.environ if variable.startswith("STREAMSCORE_")]
+    environment = {
+        **settings,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),  # it runs in a folder of its own
+        "PYTHONUNBUFFERED": "1",
+    }
+    command = [
+        *("env", *(f"--unset={variable}" for variable in inherited), *(f"{key}={value}" for key, value in environment.items())),
+        *(("nice", f"-n{nice}") if nice else ()),
+        *(sys.executable, "-m", *module),
+    ]
+    process = Process(name, command, ready=lambda _: True)
+    try:
+        process.start()
+        started = Program(name, process)
+        try:
+            yield started
+        finally:
+            started.stop()
+    finally:
+        process.close()

@@ -1,0 +1,138 @@
+"""Fitting: the loss falls, the same seed gives the same weights, budgets and stops are kept, and training sees what a worker sees."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.utils.rnn import PackedSequence
+from trainer_support import START_MS, quick_settings, shop_history
+
+from model.features import StepFeatures, Vocabulary
+from model.hazards import DAY_MS, DEFAULT_EDGES_MS
+from model.network import Encoder, Network, Shape
+from trainer.batches import chunks, pack
+from trainer.dataset import choose_vocabulary, fit_scaling, landmarks
+from trainer.evaluate import constant_hazards
+from trainer.fit import Stopped, fit
+from trainer.material import Material, hidden_along, loss_of, prepare
+from trainer.recurrence import hidden_states
+
+SETS = (("purchase",), ("*",))
+
+
+@pytest.fixture(scope="module")
+def material() -> tuple[Material, Material]:
+    history = shop_history(300, 40)
+    rng = np.random.default_rng(0)
+    vocabulary = Vocabulary(choose_vocabulary(history.types, SETS))
+    torch.set_num_threads(1)  # as the trainer does: with several, sums come in any order
+    parts = []
+    for begin, end in ((0, 30), (30, 40)):
+        known = history.before(START_MS + end * DAY_MS)
+        moments = landmarks(known, SETS, START_MS + begin * DAY_MS, START_MS + end * DAY_MS, rng)
+        parts.append(prepare(known, moments, vocabulary, fit_scaling(known.value), DEFAULT_EDGES_MS))
+    return parts[0], parts[1]
+
+
+def network(seed: int = 0) -> Network:
+    torch.manual_seed(seed)
+    return Network(Shape(hidden=16, head=16))
+
+
+def test_loss_falls_and_the_best_weights_are_kept(material: tuple[Material, Material], tmp_path: Path) -> None:
+    net = network()
+    fitted = fit(net, *material, quick_settings(tmp_path, epochs=3), warm=False)
+    assert fitted.losses[-1] < fitted.losses[1]
+    weight = material[1].moments.weight
+    assert float(loss_of(net, material[1]) @ weight / weight.sum()) == pytest.approx(min(fitted.losses), rel=1e-6)
+    assert not net.training
+
+
+def test_same_seed_same_weights(material: tuple[Material, Material], tmp_path: Path) -> None:
+    one, two, other = network(), network(), network()
+    for net, seed in ((one, 5), (two, 5), (other, 6)):
+        fit(net, *material, quick_settings(tmp_path, epochs=1, seed=seed), warm=False)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_the_budget_is_kept(material: tuple[Material, Material], tmp_path: Path) -> None:
+    ticks: Iterator[float] = iter(range(10**9))
+    fitted = fit(network(), *material, quick_settings(tmp_path, round_budget_seconds=5), warm=False, clock=lambda: next(ticks))
+    assert "budget of 5 s" in fitted.why
+    assert len(fitted.losses) <= 3
+
+
+def test_a_stop_is_heard_within_a_batch(material: tuple[Material, Material], tmp_path: Path) -> None:
+    asked = iter([False, False, True])
+    with pytest.raises(Stopped):
+        fit(network(), *material, quick_settings(tmp_path), warm=False, stopping=lambda: next(asked))
+
+
+def test_a_warm_start_that_finds_nothing_better_changes_nothing(material: tuple[Material, Material], tmp_path: Path) -> None:
+    net = network()
+    fit(net, *material, quick_settings(tmp_path, epochs=3), warm=False)
+    before = {n: t.clone() for n, t in net.state_dict().items()}
+    fitted = fit(net, *material, quick_settings(tmp_path, learning_rate=100.0, epochs=1), warm=True)
+    assert min(fitted.losses) == fitted.losses[0]
+    assert all(torch.equal(t, before[n]) for n, t in net.state_dict().items())
+
+
+def test_the_gru_is_that_of_torch() -> None:
+    """Value and every gradient."""
+    torch.manual_seed(0)
+    encoder = Encoder(Shape(hidden=8))
+    sizes = [7, 5, 5, 2, 1]
+    gradients, outputs = [], []
+    for ours in (True, False):
+        x = torch.linspace(-2, 2, sum(sizes) * encoder.rnn.input_size).reshape(sum(sizes), -1).requires_grad_()
+        encoder.zero_grad()
+        out = hidden_states(encoder, x, sizes) if ours else encoder.rnn(PackedSequence(x, torch.tensor(sizes)))[0].data
+        (out * torch.linspace(-1, 1, out.numel()).reshape(out.shape)).sum().backward()
+        outputs.append(out.detach())
+        gradients.append([x.grad, *(p.grad for p in encoder.rnn.parameters())])
+    assert torch.allclose(*outputs, atol=1e-6)
+    for a, b in zip(*gradients, strict=True):
+        assert a is not None
+        assert b is not None
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_hidden_states_are_those_of_the_worker_step_by_step(material: tuple[Material, Material]) -> None:
+    train, _ = material
+    net, history, s = network().eval(), train.history, train.steps
+    hidden = hidden_along(net, s, history)
+    for user in (0, 1, history.users - 1):
+        state = np.zeros((1, 16), np.float32)
+        for e in range(history.first[user], history.first[user + 1]):
+            one = StepFeatures(*(c[e : e + 1] for c in (s.slot, s.item, s.category, s.numeric)))
+            state = net.step(state, one).numpy()
+            assert np.allclose(state[0], hidden[e].numpy(), atol=1e-5)
+
+
+def test_batches_hold_every_event_and_every_moment_once(material: tuple[Material, Material]) -> None:
+    train, _ = material
+    events, seen = [], []
+    first = np.searchsorted(train.moments.event, np.arange(len(train.history) + 1))
+    begins, ends = chunks(train.history.first, 7, np.random.default_rng(0))
+    assert (ends - begins).max() <= 7
+    assert (train.history.user[begins] == train.history.user[ends - 1]).all()
+    for low, high in zip(np.array_split(begins, 9), np.array_split(ends, 9), strict=True):
+        batch = pack(low, high, train.moments.event, first)
+        assert np.array_equal(batch.events[batch.place], train.moments.event[batch.landmarks])
+        assert (np.diff(batch.sizes) <= 0).all()
+        events += batch.events.tolist()
+        seen += batch.landmarks.tolist()
+    assert sorted(events) == list(range(len(train.history)))
+    assert sorted(seen) == list(range(len(train.moments)))
+
+
+def test_constant_hazards_go_on_where_nothing_was_observed(material: tuple[Material, Material]) -> None:
+    hazard = constant_hazards(material[0], DEFAULT_EDGES_MS)
+    assert ((hazard > 0) & (hazard < 1)).all()
+    rate = -np.log1p(-hazard[0]) / np.diff([0, *DEFAULT_EDGES_MS])
+    unseen = np.flatnonzero(material[0].mask_LKB[:, 0].sum(0).numpy() == 0)
+    assert len(unseen)
+    assert rate[unseen] == pytest.approx(rate[unseen[0] - 1], rel=1e-3)

@@ -1,0 +1,1 @@
+"""The trainer: collect -> dataset -> fit -> evaluate -> gate -> publish -> promote, on a schedule."""

@@ -1,0 +1,137 @@
+"""`python -m trainer`: the service, single rounds, and the registry's models by hand."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import logging
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from model.logs import configure
+from model.settings import SettingsError
+from trainer.settings import TrainerSettings
+
+EXAMPLES = """
+examples:
+  python -m trainer run                              collect events, hold rounds, promote what is better
+  python -m trainer train --input events.csv         one round on the events of a file (CSV, JSONL or Parquet)
+  python -m trainer promote 20261121-203159-3f9a --reason "measured better in the shop"
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    config = argparse.ArgumentParser(add_help=False)
+    config.add_argument("--config", type=Path, metavar="FILE", help="TOML file with settings; environment variables win over it")
+    epilog = f"{EXAMPLES}\nsettings (environment variable over TOML file over default):\n{TrainerSettings.describe()}"
+
+    top = argparse.ArgumentParser(
+        prog="python -m trainer", description=__doc__, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name, help=text, description=text, epilog=epilog, parents=[config], formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+
+    command("run", "follow the event topics and hold rounds, until SIGTERM or Ctrl-C")
+    train = command("train", "hold one round, on the log or on a file")
+    train.add_argument("--input", type=Path, metavar="FILE", help="events as .csv, .jsonl or .parquet; default: the log")
+    train.add_argument(
+        "--promote", action=argparse.BooleanOptionalAction, default=True, help="promote what passes the gate; otherwise only publish"
+    )
+    command("list", "models of the registry, newest last")
+    command("show", "one model: window, figures, decisions").add_argument("version", metavar="VERSION")
+    promote = command("promote", "make a version the current one, past the gate")
+    promote.add_argument("version", metavar="VERSION")
+    rollback = command("rollback", "return to the version before the current one")
+    for parser in (promote, rollback):
+        parser.add_argument("--reason", default="by hand", help="kept with the decision")
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0, 1 for a failure, 2 for settings or arguments that cannot be."""
+    arguments = parser().parse_args(argv)
+    try:
+        settings = TrainerSettings.read(arguments.config)
+    except SettingsError as error:
+        print(error, file=sys.stderr)
+        return 2
+    configure(settings.log_format, settings.log_level)
+    try:
+        return run(arguments, settings)
+    except KeyboardInterrupt:
+        return 130
+    except (OSError, ValueError) as error:  # ValueError: a user's mistake, with its sentence; ours are assertions
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def run(arguments: argparse.Namespace, settings: TrainerSettings) -> int:
+    if arguments.command == "run":
+        from trainer.service import Service
+
+        Service(settings).run()
+        return 0
+    if arguments.command == "train":
+        return train(settings, arguments.input, arguments.promote)
+
+    from model.registry import Registry
+    from trainer import show
+
+    registry = Registry(settings.registry)
+    match arguments.command:
+        case "list":
+            show.versions(registry)
+        case "show":
+            show.version(registry, arguments.version)
+        case "promote":
+            registry.promote(arguments.version, reason=arguments.reason, by=_user())
+            print(f"{arguments.version} is the current model")
+        case "rollback":
+            print(f"{registry.rollback(reason=arguments.reason, by=_user())} is the current model again")
+    return 0
+
+
+def train(settings: TrainerSettings, source: Path | None, promote: bool) -> int:
+    """One round. Exit status 0 also where the gate rejected: that is an answer, not a failure."""
+    import torch
+
+    from model.registry import Registry
+    from trainer.fit import keep_freed_memory
+    from trainer.history import from_table, read_file
+    from trainer.metrics import Metrics
+    from trainer.rounds import run_round
+    from trainer.service import load_history
+    from trainer.show import fitting
+
+    keep_freed_memory()
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    history = from_table(read_file(source, settings.event_fields)) if source else load_history(settings)
+    if history is None:
+        raise ValueError(f"there are no events in {settings.log_directory}: let `python -m trainer run` collect some, or give --input FILE")
+    with fitting() as progress:
+        outcome = run_round(
+            history, Registry(settings.registry), settings, Metrics(), now=datetime.now(UTC), by=_user(), promote=promote, progress=progress
+        )
+    if outcome.kind == "waiting":
+        raise ValueError(f"too little data to train on: {outcome.reason} (see min_users, min_events and min_days)")
+    print(f"{outcome.kind} {outcome.version}: {outcome.reason}")
+    return 0
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user may have no name
+        return "unknown"
+
+
+if __name__ == "__main__":
+    logging.raiseExceptions = False  # a closed stderr is no reason to fail
+    sys.exit(main())

@@ -1,0 +1,56 @@
+"""Batches: users' streams cut into chunks, in random order, laid out so that no step is spent on padding.
+
+Users are packed at random and never sorted by length: a batch would then depend on its users' future (DESIGN 6a). Only within a batch
+are the chunks laid out time-major and longest first, as `PackedSequence` has it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Chunks of several users, laid out for `PackedSequence`.
+
+    events: (N,) event of each packed position; sizes: (T,) chunks that have a t-th event; landmarks: (L,) rows of the material;
+    place: (L,) packed position of each landmark's event.
+    """
+
+    events: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    landmarks: NDArray[np.int64]
+    place: NDArray[np.int64]
+
+
+def chunks(first: NDArray[np.int64], size: int, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Cut every user's events into pieces of `size`, the first one shorter by a random amount: (begins, ends), in random order."""
+    count = np.diff(first)
+    shift = np.where(count > size, rng.integers(0, size, len(count)), 0)
+    pieces = np.ceil((count + shift) / size).astype(np.int64)
+    user = np.repeat(np.arange(len(count)), pieces)
+    piece = np.arange(len(user)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    begins = first[user] + np.maximum(piece * size - shift[user], 0)
+    ends = np.minimum(first[user] + (piece + 1) * size - shift[user], first[user + 1])
+    order = rng.permutation(len(begins))
+    return begins[order], ends[order]
+
+
+def pack(begins: NDArray[np.int64], ends: NDArray[np.int64], landmark_event: NDArray[np.int64], landmark_first: NDArray[np.int64]) -> Batch:
+    """One batch of some chunks. landmark_event: (L,) sorted; landmark_first: (E + 1,) first landmark of each event."""
+    order = np.argsort(begins - ends, kind="stable")
+    begins, ends = begins[order], ends[order]
+    length = ends - begins
+    steps = np.arange(length[0])
+    sizes = np.searchsorted(-length, -steps, side="left")
+    starts = np.cumsum(sizes) - sizes
+    step = np.repeat(steps, sizes)
+    row = np.arange(len(step)) - starts[step]
+    low, high = landmark_first[begins], landmark_first[ends]
+    chunk = np.repeat(np.arange(len(begins)), high - low)
+    landmarks = np.arange(len(chunk)) - np.repeat(np.cumsum(high - low) - (high - low), high - low) + low[chunk]
+    place = starts[landmark_event[landmarks] - begins[chunk]] + chunk
+    return Batch(begins[row] + step, sizes, landmarks, place)

@@ -1,0 +1,131 @@
+"""The challenger: a network fitted on all but the newest part of the window. It starts from the champion's weights where they fit."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import torch
+
+from model.artifact import SCHEMA_VERSION, Manifest, Model, Window
+from model.features import Vocabulary
+from model.hazards import DEFAULT_EDGES_MS
+from model.network import Network, Shape
+from model.registry import new_version
+from model.targets import Target, event_sets
+from trainer import evaluate
+from trainer.dataset import choose_vocabulary, fit_scaling, landmarks
+from trainer.fit import Fitted, Progress, fit
+from trainer.history import History
+from trainer.material import prepare
+from trainer.metrics import Metrics
+from trainer.settings import TrainerSettings
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """The window's times: [begin, validation) trains, [validation, test) stops the fitting, [test, end) is for the gate."""
+
+    begin_ms: int
+    validation_ms: int
+    test_ms: int
+    end_ms: int
+
+
+@dataclass(slots=True)
+class Challenger:
+    """A fitted model, and what its manifest needs."""
+
+    model: Model
+    hazard_KB: np.ndarray[Any, np.dtype[np.float64]]
+    fitted: Fitted
+
+
+def train(
+    history: History,
+    split: Split,
+    champion: Model | None,
+    settings: TrainerSettings,
+    metrics: Metrics,
+    now: datetime,
+    rng: np.random.Generator,
+    progress: Progress,
+    stopping: Callable[[], bool],
+) -> Challenger:
+    """A network fitted on what was known before the test window; it starts from the champion's weights where they fit."""
+    version = new_version(now)
+    targets, sets = settings.targets, event_sets(settings.targets)
+    with metrics.timed("dataset"):
+        train_history, validation_history = history.before(split.validation_ms), history.before(split.test_ms)
+        types = choose_vocabulary(history.types, sets, champion.manifest.vocabulary if champion else ())
+        vocabulary, edges_ms = Vocabulary(types), grid(targets)
+        shape = Shape(settings.hidden, settings.head, len(sets), len(edges_ms), settings.dropout)
+        inherits = champion is not None and Shape(**champion.manifest.shape).hidden == shape.hidden
+        scaling = champion.scaling if champion and inherits else fit_scaling(train_history.value)
+        training = prepare(
+            train_history, landmarks(train_history, sets, split.begin_ms, split.validation_ms, rng), vocabulary, scaling, edges_ms
+        )
+        validation = prepare(
+            validation_history, landmarks(validation_history, sets, split.validation_ms, split.test_ms, rng), vocabulary, scaling, edges_ms
+        )
+        hazard_KB = evaluate.constant_hazards(training, edges_ms)
+    torch.manual_seed(settings.seed)
+    network = Network(shape)
+    start_at(network, hazard_KB)
+    copied = inherit(network, champion, sets, edges_ms) if champion else 0
+    logger.info(
+        "fitting on %s events of %s users, %s moments; %s",
+        f"{len(train_history):,}",
+        f"{train_history.users:,}",
+        f"{len(training.moments):,}",
+        f"starting from {champion.manifest.version} ({copied} of {len(network.state_dict())} tensors)" if champion else "a first model",
+    )
+    network.to(settings.resolved_device)
+    with metrics.timed("fit"):
+        fitted = fit(network, training, validation, settings, warm=copied > 0, progress=progress, stopping=stopping)
+    metrics.validation_loss.set(min(fitted.losses))
+    logger.info("fitted in %.1f s, %d passes: %s", fitted.seconds, len(fitted.losses) - 1, fitted.why)
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        version=version,
+        created_at=now,
+        shape=asdict(shape),
+        vocabulary=types,
+        scaling=asdict(scaling),
+        edges_ms=list(edges_ms),
+        targets=list(targets),
+        encoder_id="",  # filled in when published
+        lineage=champion.manifest.lineage if champion else version,
+        weights_sha256="",
+        window=Window(start_ms=split.begin_ms, end_ms=split.test_ms, users=validation_history.users, events=len(validation_history)),
+    )
+    return Challenger(Model(network, manifest, vocabulary, scaling), hazard_KB, fitted)
+
+
+def grid(targets: tuple[Target, ...]) -> tuple[int, ...]:
+    """The hazard grid: the default one, with every target's horizon as an edge."""
+    return tuple(sorted({*DEFAULT_EDGES_MS, *(t.horizon_ms for t in targets)}))
+
+
+def start_at(network: Network, hazard_KB: np.ndarray[Any, np.dtype[np.float64]]) -> None:
+    """Let the network begin as the constant hazard: it need not learn first how rare events are, and unseen bins are not made up."""
+    final = network.head[-1]
+    assert isinstance(final, torch.nn.Linear)
+    with torch.no_grad():
+        final.bias.copy_(torch.from_numpy(np.log(hazard_KB / (1 - hazard_KB)).reshape(-1)))
+
+
+def inherit(network: Network, champion: Model, sets: tuple[tuple[str, ...], ...], edges_ms: tuple[int, ...]) -> int:
+    """Copy the champion's tensors where they mean the same. Returns how many: the last layer only on the same sets and grid."""
+    own, theirs = network.state_dict(), champion.network.state_dict()
+    same_questions = champion.sets == sets and tuple(champion.manifest.edges_ms) == edges_ms
+    last = f"head.{len(network.head) - 1}."
+    copied = {n: t for n, t in theirs.items() if n in own and own[n].shape == t.shape and (same_questions or not n.startswith(last))}
+    network.load_state_dict({**own, **copied})
+    return len(copied)

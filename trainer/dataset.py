@@ -1,0 +1,160 @@
+"""Training material: which moments are asked about, what was known then, and what came after. No Kafka here, and no network.
+
+A landmark is a moment asked: right after an event (silent age 0), or at an age in the silence that follows it. A worker asks of every
+event, and again as the silence passes fixed ages, so silent ages are drawn log-uniformly, whatever the length of the silence: a draw
+counts only if the user still was silent then. Drawing inside each silence instead would tell of its length, which is the answer; the
+draws here are made inside it for thrift, and carry the chance that a free draw had fallen there as their weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.events import stable_hash
+from model.features import Previous, Scaling, StepFeatures, Vocabulary, step_features
+from model.hazards import DAY_MS, HOUR_MS
+from model.statistics import SLOTS, STATISTICS, signed_log1p, update
+from model.targets import ANY
+from trainer.history import History
+
+YOUNGEST_MS, OLDEST_MS = HOUR_MS // 2, 60 * DAY_MS
+"""Silent ages that are asked about."""
+ASKS = 8
+"""Moments asked in a silence that lasts through all these ages, for one right after the event."""
+DRAWS = 3
+"""Landmarks that stand for them."""
+NEVER_MS = np.int64(1) << 61
+
+
+@dataclass(slots=True)
+class Landmarks:
+    """L moments asked, sorted by event. K event sets.
+
+    event: (L,) the last event before the moment (index into the history). at_ms: (L,). weight: (L,) in (0, 1].
+    wait_ms: (L, K) to the next event of each set after the moment, NEVER_MS or so if none was seen. observed_ms: (L,) until the end.
+    """
+
+    event: NDArray[np.int64]
+    at_ms: NDArray[np.int64]
+    weight: NDArray[np.float32]
+    wait_ms: NDArray[np.int64]
+    observed_ms: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.event)
+
+    def where(self, keep: NDArray[np.bool_] | NDArray[np.int64]) -> Landmarks:
+        return Landmarks(self.event[keep], self.at_ms[keep], self.weight[keep], self.wait_ms[keep], self.observed_ms[keep])
+
+
+def landmarks(
+    history: History, sets: Sequence[Sequence[str]], begin_ms: int, end_ms: int, rng: np.random.Generator, draws: int = DRAWS
+) -> Landmarks:
+    """Moments in [begin, end) and what came after them, censored at `end`: events from `end` on are not looked at."""
+    n = len(history)
+    time_ms = history.time_ms
+    inside = time_ms < end_ms
+    last = ~np.append(history.has_previous[1:], False)  # no event of the same user follows
+    next_ms = np.append(time_ms[1:], end_ms)
+    silence_end_ms = np.where(last, end_ms, np.minimum(next_ms, end_ms))
+    asked = np.flatnonzero(inside & (time_ms >= begin_ms))
+
+    youngest_ms = np.maximum(begin_ms - time_ms, YOUNGEST_MS)
+    oldest_ms = np.minimum(silence_end_ms - time_ms, OLDEST_MS)
+    silent = np.flatnonzero(inside & (oldest_ms > youngest_ms))
+    low, high = np.log(youngest_ms[silent]), np.log(oldest_ms[silent])
+    asks = ASKS * (high - low) / np.log(OLDEST_MS / YOUNGEST_MS)
+    count = np.ceil(asks * (draws / ASKS)).astype(np.int64)
+    source = np.repeat(np.arange(len(silent)), count)
+    # Stratified: the draws of one silence share it out between them.
+    stratum = np.arange(len(source)) - np.repeat(np.cumsum(count) - count, count)
+    place = (stratum + rng.random(len(source))) / count[source]
+    age_ms = np.exp(low[source] + place * (high - low)[source]).astype(np.int64)
+
+    event = np.concatenate([asked, silent[source]])
+    at_ms = np.concatenate([time_ms[asked], time_ms[silent[source]] + age_ms])
+    weight = np.concatenate([np.ones(len(asked)), (asks / count)[source]]).astype(np.float32)
+    order = np.lexsort((at_ms, event))
+    event, at_ms, weight = event[order], at_ms[order], weight[order]
+
+    wait_ms = np.empty((len(event), len(sets)), np.int64)
+    for k, types in enumerate(sets):
+        member = np.flatnonzero(inside & _in_set(history.type_hash, types))
+        place = np.searchsorted(member, event, side="right")  # in log order: an event as late as the moment itself may follow it
+        following = np.append(member, n)[place]
+        same_user = np.append(history.user, -1)[following] == history.user[event]
+        wait_ms[:, k] = np.where(same_user, np.append(time_ms, 0)[following] - at_ms, NEVER_MS)
+    return Landmarks(event, at_ms, weight, wait_ms, end_ms - at_ms)
+
+
+def thinned(moments: Landmarks, rng: np.random.Generator, at_most: int) -> Landmarks:
+    """Moments of weight 1, as a worker asks them: each kept with its weight as the chance; at most so many."""
+    kept = np.flatnonzero(rng.random(len(moments)) < moments.weight)
+    if len(kept) > at_most:
+        kept = np.sort(rng.choice(kept, at_most, replace=False))
+    out = moments.where(kept)
+    out.weight = np.ones(len(out), np.float32)
+    return out
+
+
+def features(history: History, vocabulary: Vocabulary, scaling: Scaling) -> StepFeatures:
+    """Encoder inputs of every event."""
+
+    def shifted(column: NDArray[np.generic]) -> NDArray[np.generic]:
+        return np.concatenate([column[:1], column[:-1]])
+
+    previous = Previous(
+        history.has_previous,
+        *(shifted(c) for c in (history.time_ms, history.type_hash, history.item_hash, history.category_hash)),  # type: ignore[arg-type]
+    )
+    columns = (history.time_ms, history.type_hash, history.item_hash, history.category_hash, history.value)
+    return step_features(vocabulary, scaling, previous, *columns)
+
+
+def by_rank(history: History) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """How to step all users together: (users by falling count of events, their first events, how many of them have an event of rank r)."""
+    count = np.diff(history.first)
+    users = np.argsort(-count, kind="stable")
+    active = np.searchsorted(-count[users], -np.arange(count.max(initial=0)), side="left")
+    return users, history.first[users], active
+
+
+def statistics_after(history: History, vocabulary: Vocabulary) -> NDArray[np.void]:
+    """(E,) of dtype STATISTICS: each user's statistics right after each event."""
+    users, first, active = by_rank(history)
+    slot = vocabulary.slots(history.type_hash)
+    state = np.zeros(len(users), STATISTICS)
+    out = np.empty(len(history), STATISTICS)
+    for rank, n in enumerate(active):
+        rows = first[:n] + rank
+        update(state[:n], slot[rows], history.time_ms[rows], history.value[rows])
+        out[rows] = state[:n]
+    return out
+
+
+def choose_vocabulary(types: dict[str, int], sets: Sequence[Sequence[str]], champion: Sequence[str] = ()) -> list[str]:
+    """The champion's types first, in their order, so that statistics and embeddings stay valid; the targets' types; the most frequent."""
+    wanted = [t for members in sets for t in members if t != ANY]
+    frequent = sorted(types, key=lambda t: (-types[t], t))
+    chosen = list(dict.fromkeys([*champion, *wanted]))
+    if len(chosen) > SLOTS - 1:
+        raise ValueError(f"the targets name {len(set(wanted))} event types; a model has room for {SLOTS - 1} with those it already knows")
+    return list(dict.fromkeys([*chosen, *frequent]))[: SLOTS - 1]
+
+
+def fit_scaling(value: NDArray[np.float32]) -> Scaling:
+    """Mean and deviation of signed log1p of the values there are."""
+    logs = signed_log1p(value[~np.isnan(value)])
+    if not len(logs):
+        return Scaling()
+    return Scaling(float(logs.mean()), float(max(logs.std(), 1e-3)))
+
+
+def _in_set(type_hash: NDArray[np.uint32], types: Sequence[str]) -> NDArray[np.bool_]:
+    if ANY in types:
+        return np.ones(len(type_hash), bool)
+    return np.isin(type_hash, np.array([stable_hash(t) for t in types], np.uint32))

@@ -1,0 +1,148 @@
+"""Fitting: minimise the censored survival loss over chunks of users' streams, on one thread if need be, within a time budget."""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from model.network import Network
+from trainer.batches import Batch, chunks, pack
+from trainer.material import Material, inputs_of, loss_of, negative_log_likelihood
+from trainer.recurrence import hidden_states
+from trainer.settings import TrainerSettings
+
+
+LEAST_BATCHES = 16
+"""Batches of a pass: a short history gets smaller batches, or it would be fitted in a handful of steps."""
+
+
+class Stopped(Exception):
+    """The program was asked to stop in the middle of a round."""
+
+
+Progress = Callable[[float, str], None]
+"""Told the share of the fitting that is done, and a few words on it."""
+
+
+def no_progress(share: float, words: str) -> None:
+    pass
+
+
+@dataclass(slots=True)
+class Fitted:
+    """What came of a fitting. The network holds the best weights; losses: validation loss before the first and after each pass."""
+
+    losses: list[float]
+    seconds: float
+    why: str
+
+
+def fit(
+    network: Network,
+    train: Material,
+    validation: Material,
+    settings: TrainerSettings,
+    *,
+    warm: bool,
+    progress: Progress = no_progress,
+    stopping: Callable[[], bool] = lambda: False,
+    clock: Callable[[], float] = time.monotonic,
+) -> Fitted:
+    """Fit `network` in place and leave it with the weights that did best on `validation`. Raises Stopped when told to."""
+    begin = clock()
+    rng = np.random.default_rng(settings.seed)
+    torch.manual_seed(settings.seed)
+    decayed = [p for p in network.parameters() if p.dim() > 1]
+    plain = [p for p in network.parameters() if p.dim() <= 1]
+    peak = settings.learning_rate * (0.5 if warm else 1.0)
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}], lr=peak
+    )
+    weight_total = float(validation.moments.weight.sum())
+
+    def validation_loss() -> float:
+        return float(loss_of(network, validation) @ validation.moments.weight) / max(weight_total, 1e-9)
+
+    best_loss = validation_loss() if warm else float("inf")
+    best = copy.deepcopy(network.state_dict())
+    losses, since_best, why = [best_loss], 0, f"all {settings.epochs} passes done"
+    landmark_first = np.searchsorted(train.moments.event, np.arange(len(train.history) + 1))
+    batch_events = min(settings.batch_events, max(len(train.history) // LEAST_BATCHES, 64))
+    planned = settings.epochs  # fewer, once it shows that the budget does not last for them: the step size must come down in any case
+    for epoch in range(settings.epochs):
+        network.train()
+        begins, ends = chunks(train.history.first, settings.chunk_events, rng)
+        cuts = np.flatnonzero(np.diff(np.cumsum(ends - begins) // batch_events)) + 1
+        batches = list(zip(np.split(begins, cuts), np.split(ends, cuts), strict=True))
+        for i, (low, high) in enumerate(batches):
+            if stopping():
+                raise Stopped
+            if clock() - begin > settings.round_budget_seconds:
+                break
+            done = (epoch + i / len(batches)) / planned
+            for group in optimizer.param_groups:
+                group["lr"] = peak * learning_rate_share(done)
+            _step(network, train, pack(low, high, train.moments.event, landmark_first), optimizer, settings.gradient_norm)
+            progress(done, f"pass {epoch + 1}")
+        loss = validation_loss()
+        losses.append(loss)
+        if epoch == 0:
+            planned = min(planned, max(1, int(settings.round_budget_seconds / max(clock() - begin, 1e-9))))
+        progress((epoch + 1) / planned, f"pass {epoch + 1}: validation loss {loss:.4f}")
+        since_best += 1
+        if loss < best_loss:
+            best_loss, best, since_best = loss, copy.deepcopy(network.state_dict()), 0
+        if clock() - begin > settings.round_budget_seconds or epoch + 1 == planned < settings.epochs:
+            why = f"the budget of {settings.round_budget_seconds:.0f} s is spent"
+            break
+        if since_best >= settings.patience:
+            why = f"no better on validation for {settings.patience} passes"
+            break
+    network.load_state_dict(best)
+    network.eval()
+    return Fitted(losses, clock() - begin, why)
+
+
+def _step(network: Network, train: Material, batch: Batch, optimizer: torch.optim.Optimizer, gradient_norm: float) -> None:
+    if not len(batch.landmarks):
+        return
+    device = network.device
+    landmarks = torch.from_numpy(batch.landmarks)
+    hidden_NH = hidden_states(network.encoder, inputs_of(network, train.steps, batch.events), batch.sizes.tolist())
+    logits = network.logits(hidden_NH[torch.from_numpy(batch.place).to(device)], train.readout_LR[landmarks].to(device))
+    weight = torch.from_numpy(train.moments.weight[batch.landmarks]).to(device)
+    terms = negative_log_likelihood(logits, train.event_LKB[landmarks].to(device), train.mask_LKB[landmarks].to(device))
+    loss = terms @ weight / weight.sum()
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(network.parameters(), gradient_norm)
+    optimizer.step()
+
+
+def learning_rate_share(done: float) -> float:
+    """Share of the peak step size when this share of the fitting is done: up over a twentieth, then down a cosine."""
+    return min(1.0, done / 0.05 + 0.05) * 0.5 * (1 + float(np.cos(np.pi * min(done, 1.0))))
+
+
+def warm_up() -> None:
+    """Let torch load what it loads on the first step of an optimizer (2 s), while there is nothing else to do."""
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    parameter.sum().backward()  # type: ignore[no-untyped-call]
+    torch.optim.AdamW([parameter]).step()
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep freed memory: every batch frees and takes the same tens of megabytes, and page faults took half of an epoch."""
+    m_trim_threshold, m_mmap_threshold = -1, -3
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # not glibc
+        return
+    mallopt(m_mmap_threshold, 1 << 30)
+    mallopt(m_trim_threshold, 1 << 30)

@@ -1,0 +1,96 @@
+"""Material: a history and moments in it, prepared once for a network to be fitted on or judged by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from model.features import Scaling, StepFeatures, Vocabulary
+from model.hazards import log_likelihood_terms
+from model.network import Network
+from model.statistics import readout
+from trainer.dataset import Landmarks, by_rank, features, statistics_after
+from trainer.history import History
+
+BLOCK = 65_536
+"""Landmarks taken at once."""
+
+
+@dataclass(slots=True)
+class Material:
+    """What a network is fitted on or judged by: a history and moments in it, as tensors. L landmarks, E events.
+
+    readout_LR: what the head sees beside the hidden state. mask_LKB, event_LKB: the likelihood's terms, one byte each.
+    """
+
+    history: History
+    moments: Landmarks
+    steps: StepFeatures
+    readout_LR: torch.Tensor
+    mask_LKB: torch.Tensor
+    event_LKB: torch.Tensor
+    stats: NDArray[np.void]
+
+
+def prepare(history: History, moments: Landmarks, vocabulary: Vocabulary, scaling: Scaling, edges_ms: Sequence[int]) -> Material:
+    """Everything that does not depend on the weights, computed once."""
+    after = statistics_after(history, vocabulary)
+    size = len(moments)
+    sets = moments.wait_ms.shape[1]
+    mask = torch.empty((size, sets, len(edges_ms)), dtype=torch.uint8)
+    event = torch.empty_like(mask)
+    for k in range(sets):
+        m, e = log_likelihood_terms(moments.wait_ms[:, k], moments.observed_ms, edges_ms)
+        mask[:, k], event[:, k] = torch.from_numpy(m), torch.from_numpy(e)
+    parts = [readout(after[moments.event[i : i + BLOCK]], moments.at_ms[i : i + BLOCK]) for i in range(0, max(size, 1), BLOCK)]
+    return Material(history, moments, features(history, vocabulary, scaling), torch.cat(parts), mask, event, after[moments.event])
+
+
+def hidden_along(network: Network, steps: StepFeatures, history: History) -> torch.Tensor:
+    """(E, H) hidden state after each event, stepped over each user's whole stream as a worker does."""
+    users, first, active = by_rank(history)
+    device = network.device
+    out = torch.empty((len(history), network.shape.hidden))
+    with torch.inference_mode():
+        inputs = inputs_of(network, steps, slice(None))
+        state = torch.zeros((len(users), network.shape.hidden), device=device)
+        begin = torch.from_numpy(first)
+        for rank, n in enumerate(active.tolist()):
+            rows = begin[:n] + rank
+            state = network.encoder.step(state[:n], inputs[rows])
+            out[rows] = state.cpu()
+    return out
+
+
+def loss_of(network: Network, material: Material) -> NDArray[np.float32]:
+    """(L,) negative log-likelihood of each landmark, summed over event sets and bins; each state as a worker would have it."""
+    network.eval()
+    device = network.device
+    hidden_EH = hidden_along(network, material.steps, material.history)
+    parts = [np.zeros(0, np.float32)]
+    with torch.inference_mode():
+        for i in range(0, len(material.moments), BLOCK):
+            rows = slice(i, i + BLOCK)
+            hidden_LH = hidden_EH[torch.from_numpy(material.moments.event[rows])]
+            logits = network.logits(hidden_LH.to(device), material.readout_LR[rows].to(device))
+            terms = negative_log_likelihood(logits, material.event_LKB[rows].to(device), material.mask_LKB[rows].to(device))
+            parts.append(terms.cpu().numpy())
+    return np.concatenate(parts)
+
+
+def negative_log_likelihood(logits: torch.Tensor, event: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return (binary_cross_entropy_with_logits(logits, event.float(), reduction="none") * mask).sum((1, 2))
+
+
+def inputs_of(network: Network, steps: StepFeatures, rows: NDArray[np.int64] | slice) -> torch.Tensor:
+    device = network.device
+
+    def tensor(column: NDArray[np.generic]) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(column[rows])).to(device)
+
+    return network.encoder.inputs(tensor(steps.slot), tensor(steps.item), tensor(steps.category), tensor(steps.numeric))

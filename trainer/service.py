@@ -1,0 +1,176 @@
+"""The service: collects all the time, and holds a round whenever it is time for one and there is something new to learn from."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from model.artifact import ArtifactError
+from model.http import serve
+from model.registry import Registry
+from trainer.collect import Collector, follow
+from trainer.history import COLUMNS, History, from_table
+from trainer.log import EventLog, files_in, read
+from trainer.metrics import Metrics
+from trainer.settings import TrainerSettings
+
+DAY_MS = 86_400_000
+LOOK_SECONDS = 1.0
+RETRY_SECONDS = 30.0
+STUCK_SECONDS = 120.0
+
+logger = logging.getLogger(__name__)
+
+
+def load_history(settings: TrainerSettings) -> History | None:
+    """What the log holds of the window and the margin before it; None where it holds nothing."""
+    newest_ms = max((f.newest_ms for f in files_in(settings.log_directory) if f.newest_ms is not None), default=None)
+    if newest_ms is None:
+        return None
+    since_ms = newest_ms - int((settings.window_days + settings.log_margin_days) * DAY_MS)
+    topics = ["topic"] if len(settings.event_topics) > 1 else []
+    table = read(settings.log_directory, since_ms, [*COLUMNS, *topics])
+    return from_table(table) if len(table) else None
+
+
+class Service:
+    """`python -m trainer run`: a thread that collects, and rounds in the main thread."""
+
+    def __init__(self, settings: TrainerSettings) -> None:
+        self._settings = settings
+        self._stop = threading.Event()
+        self._metrics = Metrics()
+        self._registry = Registry(settings.registry)
+        self._log = EventLog(settings.log_directory)
+        self._collector = Collector(settings, self._log, self._metrics)
+        self._failure: BaseException | None = None
+        self._collecting = threading.Thread(target=self._collect, name="collector")
+        self._state = "starting"
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def run(self) -> None:
+        """Until SIGTERM or SIGINT. Raises OSError where the metrics port is taken, and whatever the collector died of."""
+        settings = self._settings
+        server = serve(settings.metrics_host, settings.metrics_port, self._metrics.registry, self._healthy, self._ready)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self.stop())
+        logger.info("metrics on port %d; models go to %s", server.port, settings.registry)
+        try:
+            self._collecting.start()
+            self._prepare()
+            self._rounds()
+        finally:
+            self._stop.set()
+            self._collecting.join()
+            self._log.close()
+            server.close()
+        if self._failure:
+            raise self._failure
+        logger.info("stopped; the log is whole: %s events", f"{self._log.rows:,}")
+
+    def _collect(self) -> None:
+        try:
+            follow(self._collector, self._stop.is_set, self._stop.wait)
+        except BaseException as failure:
+            self._failure = failure
+            self._stop.set()
+
+    def _prepare(self) -> None:
+        """What need not wait for data: stepping back for others, and torch, which takes seconds to come up."""
+        import torch
+
+        from trainer.fit import keep_freed_memory, warm_up
+
+        if self._settings.nice:
+            os.nice(self._settings.nice)
+        if self._settings.threads:
+            torch.set_num_threads(self._settings.threads)
+        keep_freed_memory()
+        warm_up()
+
+    def _rounds(self) -> None:
+        due, seen_rows, said = time.monotonic(), -1, ""
+        while not self._stop.is_set():
+            rows, now = self._log.rows, time.monotonic()
+            if not self._collector.caught_up:
+                self._say(f"waiting: reading what Kafka holds, {self._collector.taken:,} records so far", quiet=True)
+            elif now >= due and rows != seen_rows:
+                seen_rows = rows
+                outcome, reason = self._round()
+                if outcome == "waiting":
+                    if reason != said:
+                        self._say(f"waiting: {reason}")
+                    said, due = reason, now
+                else:
+                    said, due = "", now + (RETRY_SECONDS if outcome == "failed" else self._settings.round_interval_seconds)
+            self._stop.wait(LOOK_SECONDS)
+
+    def _round(self) -> tuple[str, str]:
+        """Hold a round; (outcome, reason). Storage that is away or a model that is corrupt fails the round, not the service."""
+        from trainer.fit import Stopped
+        from trainer.rounds import run_round
+
+        metrics = self._metrics
+        metrics.training.set(1)
+        try:
+            with metrics.timed("load"):
+                history = load_history(self._settings)
+            if history is None:
+                return "waiting", "no event seen"
+            metrics.window_users.set(history.users)
+            metrics.window_events.set(len(history))
+            metrics.window_end.set(int(history.time_ms.max()) / 1000)
+            outcome = run_round(
+                history,
+                self._registry,
+                self._settings,
+                metrics,
+                now=datetime.now(UTC),
+                progress=told_now_and_then(),
+                stopping=self._stop.is_set,
+            )
+        except Stopped:
+            return "stopped", "told to stop"
+        except (OSError, ArtifactError, ValueError) as error:
+            logger.error("the round failed: %s", error)
+            metrics.rounds.labels("failed").inc()
+            return "failed", str(error)
+        finally:
+            metrics.training.set(0)
+        metrics.rounds.labels(outcome.kind).inc()
+        if outcome.kind != "waiting":
+            self._say(f"{outcome.kind} {outcome.version}: {outcome.reason}")
+        return outcome.kind, outcome.reason
+
+    def _say(self, state: str, quiet: bool = False) -> None:
+        self._state = state
+        logger.log(logging.DEBUG if quiet else logging.INFO, state)
+
+    def _healthy(self) -> tuple[bool, str]:
+        if self._failure is not None:
+            return False, f"the collector died: {self._failure}"
+        age = time.monotonic() - self._collector.alive_at
+        return age < STUCK_SECONDS, self._state if age < STUCK_SECONDS else f"the collector has made no progress for {age:.0f} s"
+
+    def _ready(self) -> tuple[bool, str]:
+        return self._collector.caught_up, self._state
+
+
+def told_now_and_then(every_seconds: float = 5.0, clock: Callable[[], float] = time.monotonic) -> Callable[[float, str], None]:
+    """Progress as log lines, where there is no terminal to draw a bar on."""
+    last = clock()
+
+    def progress(share: float, words: str) -> None:
+        nonlocal last
+        if clock() - last >= every_seconds:
+            last = clock()
+            logger.info("fitting: %.0f%%, %s", 100 * share, words)
+
+    return progress
