@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +29,7 @@ class Program:
 
     name: str
     process: Process
+    patience_s: float
 
     @property
     def directory(self) -> Path:
@@ -56,19 +57,28 @@ class Program:
     def last_words(self) -> str:
         return "The end of its log:\n" + "\n".join(f"    {line}" for line in self.log)
 
+    def step_back(self) -> None:
+        """Let all others have the CPU first. Where the kernel shares it out by session (sched_autogroup, the default of many), the
+        niceness that a program gives itself counts among the processes of its own session only."""
+        with suppress(OSError):
+            Path(f"/proc/{self.process.pid}/autogroup").write_text("19")
+
     def stop(self) -> None:
         """SIGTERM, and SIGKILL if that has no effect for long."""
-        self.process.stop(timeout_s=20)
+        self.process.stop(timeout_s=self.patience_s)
 
 
 @contextmanager
-def program(name: str, module: Sequence[str], settings: Mapping[str, object], nice: int = 0) -> Iterator[Program]:
-    """`python -m module...` with `settings` in its environment, and no other STREAMSCORE_ variables."""
+def program(name: str, module: Sequence[str], settings: Mapping[str, object], nice: int = 0, patience_s: float = 5) -> Iterator[Program]:
+    """`python -m module...` with `settings` in its environment, and no other STREAMSCORE_ variables.
+
+    patience_s: how long it may take to end in good order."""
     inherited = [variable for variable in os.environ if variable.startswith("STREAMSCORE_")]
     environment = {
         **settings,
         "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),  # it runs in a folder of its own
         "PYTHONUNBUFFERED": "1",
+        "TMPDIR": ".",  # what torch leaves in a temporary folder goes with this one
     }
     command = [
         *("env", *(f"--unset={variable}" for variable in inherited), *(f"{key}={value}" for key, value in environment.items())),
@@ -78,7 +88,7 @@ def program(name: str, module: Sequence[str], settings: Mapping[str, object], ni
     process = Process(name, command, ready=lambda _: True)
     try:
         process.start()
-        started = Program(name, process)
+        started = Program(name, process, patience_s)
         try:
             yield started
         finally:

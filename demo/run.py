@@ -105,6 +105,7 @@ def perform(play: Play, cast: Cast, board: Board, refresh: Refresh) -> Summary:
         scene.wait(f"writing {stream.live_from:,} events of history", lambda: finished(shop), 120, shop)
     history = ends(cast)
     scene.wait("waiting for the first model", lambda: bool(board.promotions), 180, cast.trainer)
+    cast.trainer.step_back()
     scene.wait("catching up at full speed", lambda: board.events >= stream.live_from, 300, cast.worker)
 
     quality = Quality(stream, {target.name: (target.types, target.outcome, target.horizon_ms) for target in play.targets})
@@ -197,7 +198,8 @@ def programs(play: Play, kafka: KafkaServer, redis: RedisServer, names: Topics) 
     }
     with program("trainer", ["trainer", "run"], {**shared, **prefixed("TRAINER", trainer_settings)}) as trainer:
         registry = {"STREAMSCORE_REGISTRY": trainer.directory / "registry"}
-        with program("worker", ["worker", "run"], {**shared, **registry, **prefixed("WORKER", worker_settings)}) as worker:
+        settings = {**shared, **registry, **prefixed("WORKER", worker_settings)}
+        with program("worker", ["worker", "run"], settings, patience_s=15) as worker:
             yield Cast(kafka, redis, names, trainer, worker, trainer_port, worker_port)
 
 

@@ -31,8 +31,8 @@ class _Json(logging.Formatter):
 
 
 def configure(style: Literal["text", "json"], level: str) -> None:
-    """Log to stderr. The Kafka client's own chatter is kept to its warnings."""
+    """Log to stderr. What the Kafka client cannot do, it raises, and we say it once; its own log says it seven times a second."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json() if style == "json" else _Text("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    logging.getLogger("kafka").setLevel(logging.WARNING)
+    logging.getLogger("kafka").setLevel(logging.CRITICAL)

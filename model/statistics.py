@@ -89,7 +89,8 @@ def readout(stats: NDArray[np.void], at_ms: NDArray[np.int64], device: torch.dev
     """
     silent_ms = np.maximum(at_ms - stats["last_ms"], 0)
     asked_ms = stats["last_ms"] + silent_ms
-    tenure_ms = np.minimum(asked_ms - stats["first_ms"], MAX_TENURE_MS)
+    whole_tenure_ms = asked_ms - stats["first_ms"]
+    tenure_ms = np.minimum(whole_tenure_ms, MAX_TENURE_MS)
     decay = np.exp(-silent_ms[:, None] * _DECAY_PER_MS).astype(np.float32)
     since_type = np.where(
         stats["last_seconds"] > 0,
@@ -123,7 +124,7 @@ def readout(stats: NDArray[np.void], at_ms: NDArray[np.int64], device: torch.dev
 
     counts_NVS = tensor(stats["counts"]) * tensor(decay).unsqueeze(1)
     # The count that never forgets is given as a rate: a total says how long the log is, not how the user behaves.
-    per_day_N1 = tensor((1 / (tenure_ms / DAY_MS + 1)).astype(np.float32)).unsqueeze(1)
+    per_day_N1 = tensor((1 / (whole_tenure_ms / DAY_MS + 1)).astype(np.float32)).unsqueeze(1)
     parts = [
         torch.log1p(counts_NVS[:, :, :-1]).flatten(1),
         torch.log1p(counts_NVS[:, :, -1] * per_day_N1),

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 ANY = "*"
 _UNITS_MS = {"m": 60_000, "h": 3_600_000, "d": 86_400_000}
-_TEXT = re.compile(r"(?P<name>\w+)=(?P<types>[^:]+):(?P<outcome>occurs|absent):(?P<number>\d+)(?P<unit>[mhd])")
+_TEXT = re.compile(r"(?P<name>\w+)=(?P<types>[^:]+):(?P<outcome>occurs|absent):(?P<number>[1-9][0-9]*)(?P<unit>[mhd])")
 
 
 class Target(BaseModel):
@@ -36,9 +36,9 @@ class Target(BaseModel):
     def parse(cls, text: str) -> Self:
         """`NAME=TYPE[+TYPE...]:occurs|absent:HORIZON`, the horizon as 30m, 12h or 7d. Raises ValueError."""
         match = _TEXT.fullmatch(text.strip())
-        if not match:
+        types = tuple(t for t in match["types"].split("+") if t) if match else ()
+        if not match or not types:
             raise ValueError(f"{text!r} is no target: write NAME=TYPE[+TYPE]:occurs|absent:HORIZON, as in purchase=purchase:occurs:7d")
-        types = tuple(t for t in match["types"].split("+") if t)
         horizon_ms = int(match["number"]) * _UNITS_MS[match["unit"]]
         return cls(name=match["name"], types=types, outcome=match["outcome"], horizon_ms=horizon_ms)  # type: ignore[arg-type]
 

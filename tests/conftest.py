@@ -3,12 +3,18 @@
 import itertools
 import secrets
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+from world import World, Zygote
 
 from demo.servers import KafkaServer, RedisServer, create_topics, kafka, redis
 
 counter = itertools.count()
+# The same examples on every run, however busy the machine is.
+settings.register_profile("suite", derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session")
@@ -51,3 +57,31 @@ def make_topic(bootstrap: str, unique: str) -> Callable[..., str]:
         return name
 
     return make
+
+
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[Zygote]:
+    made = Zygote()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def world(bootstrap: str, redis_url: str, unique: str, tmp_path: Path, zygote: Zygote) -> Iterator[Callable[..., World]]:
+    """``world(partitions=2, redis_url=..., **worker settings)``: with a model, but no worker yet."""
+    made: list[World] = []
+
+    def make(
+        *, partitions: int = 2, redis_url: str = redis_url, bootstrap: str = bootstrap, model: bool = True, **settings: object
+    ) -> World:
+        name = f"{unique}-{len(made)}"
+        (tmp_path / name).mkdir()
+        made.append(World(bootstrap, redis_url, name, tmp_path / name, zygote, partitions, **settings))
+        if model:
+            made[-1].model("v1")
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+        print(each.log())  # pytest shows it where a test failed

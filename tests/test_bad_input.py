@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-import pytest
 from kafka import KafkaAdminClient, KafkaProducer
 from kafka.admin import ConfigResource, ConfigResourceType
 from support import DAY_MS, HOUR_MS, START_MS, events, read_all
-from world import World, Zygote
+from world import World
 
 HEADERS = [("trace", b"7f-\x00\xff"), ("content-type", b"application/json")]
 LARGE = 6_000_000
@@ -106,27 +104,6 @@ HARMLESS: dict[str, tuple[str, Message]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def zygote() -> Iterator[Zygote]:
-    made = Zygote()
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def world(bootstrap: str, redis_url: str, unique: str, tmp_path: Path, zygote: Zygote) -> Iterator[Callable[..., World]]:
-    made: list[World] = []
-
-    def make(**settings: object) -> World:
-        made.append(World(bootstrap, redis_url, unique, tmp_path, zygote, **settings))
-        made[-1].model()
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
-
-
 def produce(world: World, messages: Sequence[Message], partition: int | None = None) -> list[tuple[int, int]]:
     """(partition, offset) of each. Kafka's timestamps are those of the simulated shop, so that the run is the same every day."""
     producer = KafkaProducer(bootstrap_servers=world.bootstrap, linger_ms=5, max_request_size=2 * LARGE)
@@ -175,7 +152,7 @@ def test_each_is_scored_or_a_dead_letter_and_nothing_of_it_is_lost(world: Callab
     special = [m for _, m in (*bad.values(), *HARMLESS.values())]
     messages = among(special, good(5 * len(special)))
     places = dict(zip(map(id, messages), produce(shop, messages), strict=True))
-    shop.start(real=True)
+    shop.start()
 
     expected, found = shop.finish()
 

@@ -255,7 +255,7 @@ class World:
         self.settings = settings
         self.models: list[Model] = []
         self.workers: list[Forked] = []
-        self.sent = 0
+        self.sent = self.coming = 0  # records fed, and to be fed by `feeding`
         self._producer: Any = None
         self._watch: Any = None
         self.client = redis.Redis.from_url(redis_url, retry=None)
@@ -305,11 +305,13 @@ class World:
             self._producer.send(self.topic, key=key, value=value)
         self._producer.flush(60)
         self.sent += len(messages)
+        self.coming -= len(messages)
 
     @contextmanager
     def feeding(self, messages: Sequence[tuple[bytes, bytes]], per_second: float) -> Iterator[None]:
         """Feed beside the test, in bursts, until the end of the block, where the rest is fed at once."""
         done, trouble = threading.Event(), []
+        self.coming = len(messages)
         rest = list(messages)
 
         def run() -> None:
@@ -347,6 +349,13 @@ class World:
             assert status is None or status in (0, -9), f"a worker ended with {status}:\n{worker.text()[-3000:]}"
         return self.committed() == self.ends()
 
+    def progress(self, records: int) -> None:
+        """Wait until this many more records are processed, or all that will come."""
+        target = self.processed() + records
+        wait_for(
+            lambda: self.processed() >= target or (self.coming <= 0 and self.caught_up()), 90, f"progress to {target}\n{self.log()[-3000:]}"
+        )
+
     def wait_caught_up(self, seconds: float = 90) -> None:
         wait_for(self.caught_up, seconds, "catching up")
 
@@ -377,6 +386,8 @@ class World:
         return out
 
     def found(self) -> Found:
+        """What a reader of committed messages finds, once no transaction of a killed worker is open any more."""
+        wait_for(lambda: self._stable(self.scores) and self._stable(self.dead), 60, "the end of open transactions")
         found = Found()
         for record in read_all(self.bootstrap, self.scores):
             found.score(record.value)
@@ -423,6 +434,14 @@ class World:
 
     def _partitions(self) -> list[TopicPartition]:
         return [TopicPartition(self.topic, n) for n in range(self.partitions)]
+
+    def _stable(self, topic: str) -> bool:
+        ends = []
+        for isolation in ("read_committed", "read_uncommitted"):
+            consumer = KafkaConsumer(bootstrap_servers=self.bootstrap, isolation_level=isolation)
+            ends.append(consumer.end_offsets([TopicPartition(topic, n) for n in consumer.partitions_for_topic(topic)]))
+            consumer.close()
+        return ends[0] == ends[1]
 
     def _consumer(self) -> Any:
         if self._watch is None:

@@ -16,6 +16,7 @@ from trainer.batches import Batch, chunks, pack
 from trainer.material import Material, inputs_of, loss_of, negative_log_likelihood
 from trainer.recurrence import hidden_states
 from trainer.settings import TrainerSettings
+from trainer.standard import standardised
 
 
 LEAST_BATCHES = 16
@@ -55,6 +56,22 @@ def fit(
     clock: Callable[[], float] = time.monotonic,
 ) -> Fitted:
     """Fit `network` in place and leave it with the weights that did best on `validation`. Raises Stopped when told to."""
+    with standardised(network, train.readout_LR):
+        fitted = _fit(network, train, validation, settings, warm, progress, stopping, clock)
+    network.eval()
+    return fitted
+
+
+def _fit(
+    network: Network,
+    train: Material,
+    validation: Material,
+    settings: TrainerSettings,
+    warm: bool,
+    progress: Progress,
+    stopping: Callable[[], bool],
+    clock: Callable[[], float],
+) -> Fitted:
     begin = clock()
     rng = np.random.default_rng(settings.seed)
     torch.manual_seed(settings.seed)
@@ -105,7 +122,6 @@ def fit(
             why = f"no better on validation for {settings.patience} passes"
             break
     network.load_state_dict(best)
-    network.eval()
     return Fitted(losses, clock() - begin, why)
 
 

@@ -161,7 +161,7 @@ class Worker:
         loaded = self._models.take()
         if loaded is None:
             return
-        if loaded.model.network.shape.hidden != self.states.arena.hidden:
+        if self.states.outdated_by(loaded.model):
             self.owned.each(self.owned.flush)
         self.states.use(loaded.model)
         self.processing.scoring = Scoring(loaded, self.settings.score_topic, self._same_partition)

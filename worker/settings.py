@@ -37,12 +37,12 @@ class WorkerSettings(Settings):
     history_events: int = Field(
         50, ge=1, le=10_000, description="last events kept for each user, from which a state is rebuilt after an encoder change"
     )
-    retention_days: float = Field(180, gt=0, description="a user silent for longer is deleted")
+    retention_days: float = Field(180, gt=0, le=36_500, description="a user silent for longer is deleted")
     silence_hours: Annotated[tuple[float, ...], NoDecode] = Field(
         (24, 72, 168, 336, 720), description="hours of silence after which a user is scored again, comma-separated; empty: never"
     )
     allowed_lateness_seconds: float = Field(
-        0, ge=0, description="the stream clock, which fires silence scores, stays this far behind the newest event"
+        0, ge=0, le=31_536_000, description="the stream clock, which fires silence scores, stays this far behind the newest event"
     )
     idle_seconds: float = Field(60, gt=0, description="a partition without events for this long has its clock moved on by the wall clock")
     target_p99_ms: float = Field(50, gt=0, description="bounds the micro-batch: it shrinks when a batch takes longer than half of this")

@@ -32,16 +32,22 @@ class States:
         self.tasks: dict[int, Task] = {}
         self.tables: dict[int, dict[str, int]] = {}
         self.hits = self.misses = self.rebuilt = 0
+        self.model = model
         self.use(model)
 
     def use(self, model: Model) -> None:
-        """Score with `model` from now on. Every task must have been flushed if its number of hidden units differs."""
+        """Score with `model` from now on. Every task must have been flushed if the states are outdated by it."""
+        if self.outdated_by(model):  # a row that is in memory is complete: see `rows`
+            self.arena = Arena(self.arena.capacity, model.network.shape.hidden)
+            self.tables = {number: {} for number in self.tables}
         self.model = model
         self.encoder = identity(model.manifest.encoder_id)
         self.lineage = identity(model.manifest.lineage)
-        if self.arena.hidden != model.network.shape.hidden:
-            self.arena = Arena(self.arena.capacity, model.network.shape.hidden)
-            self.tables = {number: {} for number in self.tables}
+
+    def outdated_by(self, model: Model) -> bool:
+        """Whether states must be rebuilt for `model`."""
+        now, then = model.manifest, self.model.manifest
+        return (now.encoder_id, now.lineage) != (then.encoder_id, then.lineage)
 
     def own(self, task: Task) -> None:
         """Take a task over, with no rows yet."""

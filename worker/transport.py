@@ -60,7 +60,8 @@ class Records:
 class Polled:
     """One poll. First give up `revoked`, then take over `assigned`, then process `records` (never of a partition not owned).
 
-    A partition that was taken away and given back between two polls is in both lists. An assigned partition is paused where it stands:
+    What is reported as revoked may still be committed until the next poll, which is when the member joins the rebalance. A partition whose
+    position is no longer retained is reported as revoked and assigned again: nothing jumps in silence. A partition that was taken away and given back between two polls is in both lists. An assigned partition is paused where it stands:
     nothing of it is delivered before the first `seek`.
     """
 
@@ -88,7 +89,8 @@ class TransportError(Exception):
 
 
 class Fenced(TransportError):
-    """This member no longer owns what it tried to commit (a newer generation or a newer producer exists)."""
+    """This member no longer owns what it tried to commit (a newer generation or a newer producer exists). It has left the group: the next
+    poll reports its partitions as revoked, later ones what it is given as it joins again."""
 
 
 class FatalTransportError(Exception):
@@ -99,7 +101,7 @@ class Transport(Protocol):
     """One member of a consumer group that publishes too."""
 
     def poll(self, timeout_ms: int, max_records: int) -> Polled:
-        """Records that are there, waiting up to timeout_ms for the first. Raises TransportError, FatalTransportError."""
+        """Records that are there, waiting up to timeout_ms for the first, and some seconds more while a rebalance is under way. Raises TransportError, FatalTransportError."""
 
     def committed(self, partitions: Collection[Partition]) -> dict[Partition, Position]:
         """Positions last committed by the group; a partition without one is absent. Waits for transactions of a dead member that are

@@ -1,0 +1,48 @@
+"""Standardised inputs for the head while it is fitted, folded into its weights afterwards, so that a worker knows nothing of it.
+
+Adam moves every weight at about the same pace, so an input that varies little (log of the silent age over 15) is learned slowly. Fitting
+on (x - mean) / deviation and writing W / deviation and b - W mean / deviation into the artifact gives the same function of x.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from model.network import Network
+
+
+class _Standardise(nn.Module):
+    def __init__(self, mean: torch.Tensor, deviation: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("factor", 1 / deviation)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return (inputs - self.mean) * self.factor
+
+
+@contextmanager
+def standardised(network: Network, readout_LR: torch.Tensor) -> Iterator[None]:
+    """Within, the head's readout inputs have mean 0 and deviation 1 over `readout_LR`; it computes the same as before, and after."""
+    head, linear = network.head, network.head[0]
+    assert isinstance(linear, nn.Linear)
+    hidden = network.shape.hidden
+    mean, deviation = torch.zeros(linear.in_features), torch.ones(linear.in_features)
+    spread, centre = torch.std_mean(readout_LR, dim=0)
+    mean[hidden:], deviation[hidden:] = centre, torch.where(spread > 1e-3, spread, 1.0)  # a constant input stays as it is
+    mean, deviation = mean.to(network.device), deviation.to(network.device)
+    with torch.no_grad():
+        linear.bias += linear.weight @ mean
+        linear.weight *= deviation
+    network.head = nn.Sequential(_Standardise(mean, deviation), *head)
+    try:
+        yield
+    finally:
+        network.head = head
+        with torch.no_grad():
+            linear.weight /= deviation
+            linear.bias -= linear.weight @ mean
