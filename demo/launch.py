@@ -61,7 +61,7 @@ class Program:
         """Let all others have the CPU first. Where the kernel shares it out by session (sched_autogroup, the default of many), the
         niceness that a program gives itself counts among the processes of its own session only."""
         with suppress(OSError):
-            Path(f"/proc/{self.process.pid}/autogroup").write_text("19")
+            Path(f"/proc/{self.process.pid}/autogroup").write_text("10")
 
     def stop(self) -> None:
         """SIGTERM, and SIGKILL if that has no effect for long."""

@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[1]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 OURS = {name: service for name, service in COMPOSE["services"].items() if service["image"] == "streamscore"}
 KUBERNETES = list(yaml.safe_load_all((ROOT / "deploy/kubernetes/streamscore.yaml").read_text()))
+CONTAINERS = [c for d in KUBERNETES if d["kind"] == "StatefulSet" for c in d["spec"]["template"]["spec"]["containers"]]
 DASHBOARD = json.loads((ROOT / "deploy/grafana/dashboards/streamscore.json").read_text())
 ALERTS = yaml.safe_load((ROOT / "deploy/prometheus/alerts.yml").read_text())
 PROGRAMS: dict[str, type[Settings]] = {"worker": WorkerSettings, "trainer": TrainerSettings}
@@ -43,13 +44,11 @@ UNWATCHED = {  # for somebody who looks for something particular
 def kubernetes_environments() -> Iterator[tuple[str, dict[str, str]]]:
     """(program, environment) of each container, as Kubernetes would put it together."""
     values = {d["metadata"]["name"]: d.get("data") or d.get("stringData") for d in KUBERNETES if d["kind"] in ("ConfigMap", "Secret")}
-    for document in KUBERNETES:
-        if document["kind"] == "StatefulSet":
-            for container in document["spec"]["template"]["spec"]["containers"]:
-                environment = {e["name"]: e["value"] for e in container.get("env", [])}
-                for source in container["envFrom"]:
-                    environment.update(values[next(iter(source.values()))["name"]])
-                yield container["args"][0], environment
+    for container in CONTAINERS:
+        environment = {e["name"]: e["value"] for e in container.get("env", [])}
+        for source in container["envFrom"]:
+            environment.update(values[next(iter(source.values()))["name"]])
+        yield container["args"][0], environment
 
 
 ENVIRONMENTS = [
@@ -73,13 +72,14 @@ def test_every_variable_is_a_setting_of_its_program(program: str, environment: d
 @pytest.mark.parametrize("service", OURS)
 def test_every_command_is_one_that_the_image_has(service: str) -> None:
     module, *arguments = OURS[service]["command"]
-    command = [sys.executable, "-m", module, *arguments, "--help"]
-    assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True).returncode == 0
+    shown = subprocess.run([sys.executable, "-m", module, *arguments, "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    options = {argument for argument in arguments if argument.startswith("--")}
+    assert options <= set(re.findall(r"--[a-z-]+", shown.stdout))  # --help wins over an option that does not exist
 
 
 def test_kubernetes_runs_the_same_commands() -> None:
-    containers = [c for d in KUBERNETES if d["kind"] == "StatefulSet" for c in d["spec"]["template"]["spec"]["containers"]]
-    assert {tuple(c["args"]) for c in containers} == {tuple(OURS[name]["command"]) for name in PROGRAMS}
+    assert {tuple(c["args"]) for c in CONTAINERS} == {tuple(OURS[name]["command"]) for name in PROGRAMS}
 
 
 def test_ports_are_those_of_the_settings() -> None:
@@ -89,10 +89,8 @@ def test_ports_are_those_of_the_settings() -> None:
     assert scraped["trainer"]["static_configs"] == [{"targets": [f"trainer:{ports['trainer']}"]}]
     for name, port in ports.items():
         assert f":{port}/healthz" in OURS[name]["healthcheck"]["test"][-1]
-    for document in KUBERNETES:
-        if document["kind"] == "StatefulSet":
-            (container,) = document["spec"]["template"]["spec"]["containers"]
-            assert container["ports"] == [{"name": "metrics", "containerPort": ports[container["name"]]}]
+    for container in CONTAINERS:
+        assert container["ports"] == [{"name": "metrics", "containerPort": ports[container["name"]]}]
 
 
 def test_topics_are_those_of_the_settings() -> None:
@@ -100,9 +98,8 @@ def test_topics_are_those_of_the_settings() -> None:
     partitions = {topic: int(count) for topic, count in re.findall(r"--topic (\S+) --partitions (\d+)", script)}
     settings = WorkerSettings.read(environ={})
     assert partitions.keys() == {*settings.event_topics, settings.score_topic, settings.dead_letter_topic}
-    assert {partitions[t] for t in settings.event_topics} == {
-        partitions[settings.score_topic]
-    }  # a score keeps its event's partition number
+    scores = partitions[settings.score_topic]
+    assert {partitions[topic] for topic in settings.event_topics} == {scores}  # a score keeps the partition number of its event
     largest = int(re.findall(r"--topic dead-letters .* max\.message\.bytes=(\d+)", script)[0])
     assert largest > 1048588 + settings.max_event_bytes  # Kafka's default, which `events` has: a dead letter is a whole record and more
     assert {"--topic", *settings.event_topics} <= set(OURS["shop"]["command"])

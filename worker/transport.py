@@ -61,8 +61,9 @@ class Polled:
     """One poll. First give up `revoked`, then take over `assigned`, then process `records` (never of a partition not owned).
 
     What is reported as revoked may still be committed until the next poll, which is when the member joins the rebalance. A partition whose
-    position is no longer retained is reported as revoked and assigned again: nothing jumps in silence. A partition that was taken away and given back between two polls is in both lists. An assigned partition is paused where it stands:
-    nothing of it is delivered before the first `seek`.
+    position is no longer retained is reported as revoked and assigned again: nothing jumps in silence. A partition that was taken away and
+    given back between two polls is in both lists. An assigned partition is paused where it stands: nothing of it is delivered before the
+    first `seek`.
     """
 
     records: list[Records] = field(default_factory=list)
@@ -101,7 +102,8 @@ class Transport(Protocol):
     """One member of a consumer group that publishes too."""
 
     def poll(self, timeout_ms: int, max_records: int) -> Polled:
-        """Records that are there, waiting up to timeout_ms for the first, and some seconds more while a rebalance is under way. Raises TransportError, FatalTransportError."""
+        """Records that are there, waiting up to timeout_ms for the first, and some seconds more while a rebalance is under way. Raises
+        TransportError, FatalTransportError."""
 
     def committed(self, partitions: Collection[Partition]) -> dict[Partition, Position]:
         """Positions last committed by the group; a partition without one is absent. Waits for transactions of a dead member that are
