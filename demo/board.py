@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections import Counter, deque
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ QUALITY_S = 4.0  # between two measures of the AUC, which take tens of milliseco
 POINTS = 60  # of a sparkline
 USERS = 20  # rows of a table, at most
 RECENTLY_MS = 4 * DAY_MS
+MODEL = re.compile(r'streamscore_model_info\{version="(.+)"\}')
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,8 @@ class Board:
     quality: dict[str, Measure] = field(default_factory=dict)
     days_to_go: dict[str, float] = field(default_factory=dict)
     """simulated days until the first scores of a target can be judged"""
-    running: str | None = None
+    versions: list[str] = field(default_factory=list)
+    """models that the worker has run, in order"""
     promotions: list[Promotion] = field(default_factory=list)
     swaps: int = 0
     keen: list[Keen] = field(default_factory=list)
@@ -84,6 +87,10 @@ class Board:
     @property
     def elapsed_s(self) -> float:
         return time.time() - self.started
+
+    @property
+    def running(self) -> str | None:
+        return self.versions[-1] if self.versions else None
 
     @property
     def sentence(self) -> str:
@@ -139,6 +146,8 @@ class Observer:
         board.silence_scores = board.scores - board.events
         board.lag = int(said.get("streamscore_consumer_lag_records", 0))
         board.swaps = int(said.get("streamscore_model_swaps_total", 0))
+        running = [match[1] for series in said if (match := MODEL.fullmatch(series))]
+        board.versions += [version for version in running if version not in board.versions]
         self._counted.append((now, board.events, board.scores))
         while self._counted[0][0] < now - RATE_S:
             self._counted.popleft()
@@ -164,7 +173,6 @@ class Observer:
         board.visible = watch.visible.recent()
         if board.visible:
             board.waits.append(board.visible[1])
-        board.running = watch.versions[-1] if watch.versions else None
         board.reasons, board.last_dead_letter = watch.reasons, watch.last_dead_letter
         scored = [i for i in people.keenest(USERS) if people.first[i] >= 0]
         board.keen = [Keen(users[i], float(people.first[i]), watch.now_ms - int(people.active_ms[i])) for i in scored]

@@ -21,7 +21,7 @@ from demo.replay import File, InputError, epoch_ms
 from demo.shop import DAY_MS, Ints
 from demo.stream import Shop, Stream
 
-TICK_S = 0.01
+TICK_S = 0.02
 CHUNK = 5000
 LARGEST_RECORD = 8 * 1024 * 1024
 Record = tuple[bytes | None, bytes | None]  # key, value

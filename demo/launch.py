@@ -48,7 +48,8 @@ class Program:
 
     def last_said(self) -> str:
         """What it logged last, without time and level."""
-        return self.log[-1].rpartition(" INFO ")[2].partition(": ")[2] if self.log else "starting"
+        said = [line.partition(" INFO ")[2].partition(": ")[2] for line in self.log if " INFO " in line]
+        return said[-1] if said else "starting"
 
     def check(self) -> None:
         if not self.alive:
@@ -57,11 +58,11 @@ class Program:
     def last_words(self) -> str:
         return "The end of its log:\n" + "\n".join(f"    {line}" for line in self.log)
 
-    def step_back(self) -> None:
-        """Let all others have the CPU first. Where the kernel shares it out by session (sched_autogroup, the default of many), the
-        niceness that a program gives itself counts among the processes of its own session only."""
+    def step_back(self, nice: int) -> None:
+        """Let others have the CPU first, or no longer (0). Where the kernel shares the CPU out by session (sched_autogroup, the default
+        of many), the niceness that a program gives itself counts among the processes of its own session only."""
         with suppress(OSError):
-            Path(f"/proc/{self.process.pid}/autogroup").write_text("10")
+            Path(f"/proc/{self.process.pid}/autogroup").write_text(str(nice))
 
     def stop(self) -> None:
         """SIGTERM, and SIGKILL if that has no effect for long."""

@@ -15,9 +15,9 @@ class Endpoint:
     port: int
 
     def metrics(self) -> dict[str, float]:
-        """Each metric's value, summed over its labels; nothing while there is no answer."""
+        """Each metric's value, summed over its labels, and each series' own; nothing while there is no answer."""
         _, text = self._get("/metrics")
-        return totals(text)
+        return samples(text)
 
     def ready(self) -> tuple[bool, str]:
         """Whether the program is ready, and its own sentence about it."""
@@ -36,12 +36,14 @@ class Endpoint:
             connection.close()
 
 
-def totals(text: str) -> dict[str, float]:
-    """Of Prometheus' text format: samples summed over labels."""
+def samples(text: str) -> dict[str, float]:
+    """Of Prometheus' text format: `name{labels}` as it stands there, and `name` summed over its labels."""
     found: dict[str, float] = {}
     for line in text.splitlines():
         if line and not line.startswith("#"):
             series, _, value = line.rpartition(" ")
             name = series.partition("{")[0]
             found[name] = found.get(name, 0.0) + float(value)
+            if name != series:
+                found[series] = float(value)
     return found

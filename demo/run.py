@@ -32,8 +32,10 @@ BAD_RECORDS = 24
 ROUND_EVERY_S, ROUND_BUDGET_S = 25, 14
 ROUND_SHARE = 0.4
 """Of the live part: where that is short, rounds follow each other more quickly, so that there is a model to swap to."""
-SWAP_PATIENCE_S = 40
+SWAP_PATIENCE_S = 60
 """How long a model that is still being fitted when the live part ends is waited for, if it would be the first to be swapped to."""
+TRAINER_NICE = 5
+"""While events are live: there are two cores for everything, and whoever waits for a score comes first."""
 YEARS_DAYS = 36_500
 
 
@@ -105,7 +107,7 @@ def perform(play: Play, cast: Cast, board: Board, refresh: Refresh) -> Summary:
         scene.wait(f"writing {stream.live_from:,} events of history", lambda: finished(shop), 120, shop)
     history = ends(cast)
     scene.wait("waiting for the first model", lambda: bool(board.promotions), 180, cast.trainer)
-    cast.trainer.step_back()
+    cast.trainer.step_back(TRAINER_NICE)
     scene.wait("catching up at full speed", lambda: board.events >= stream.live_from, 300, cast.worker)
 
     quality = Quality(stream, {target.name: (target.types, target.outcome, target.horizon_ms) for target in play.targets})
@@ -116,6 +118,7 @@ def perform(play: Play, cast: Cast, board: Board, refresh: Refresh) -> Summary:
             scene.wait(f"live, {pace(play.speed)}", lambda: finished(shop), play.live_s * 1.5 + 600, shop)
         everything = ends(cast)
         scene.wait("waiting for the last scores", lambda: watch.answered(everything), 120, cast.worker)
+        cast.trainer.step_back(0)
         with suppress(Stuck):  # no swap: the summary says so
             scene.wait("waiting for a model to swap to", lambda: board.swaps > 0, SWAP_PATIENCE_S, cast.trainer)
         scene.look()
@@ -185,7 +188,7 @@ def programs(play: Play, kafka: KafkaServer, redis: RedisServer, names: Topics) 
         "ROUND_INTERVAL_SECONDS": min(ROUND_EVERY_S, ROUND_SHARE * play.live_s + 1),
         "ROUND_BUDGET_SECONDS": ROUND_BUDGET_S,
         "THREADS": 1,
-        "NICE": 19,  # two cores for everything: fitting takes what the others leave
+        "NICE": TRAINER_NICE,
     }
     worker_settings = {
         "GROUP": names.worker_group,
@@ -208,7 +211,7 @@ def feed(play: Play, cast: Cast, part: str) -> Iterator[Program]:
     """The shop, writing one part of the stream."""
     arguments = [
         *("--bootstrap", cast.kafka.bootstrap, "--topic", cast.names.events, "--part", part),
-        *("--speed", str(play.speed), "--bad", str(BAD_RECORDS)),
+        *("--speed", str(play.speed), "--bad", str(BAD_RECORDS if play.stream.law else 0)),  # a file of one's own is as bad as it is
         *play.source.arguments(),
     ]
     with program("shop", ["demo.feed", *arguments], {}, nice=5) as shop:

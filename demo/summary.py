@@ -43,7 +43,7 @@ class Summary:
             dead_letters=dict(audit.reasons.most_common()),
             events_per_second=back.events_per_second,
             visible=visible,
-            models=audit.models,
+            models=[*audit.models, *(version for version in board.versions if version not in audit.models)],
             swaps=board.swaps,
             quality=board.quality,
             lost=audit.lost,

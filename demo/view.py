@@ -84,13 +84,16 @@ def screen(board: Board) -> Layout:
 
 
 def header(board: Board) -> RenderableType:
-    grid = Table.grid(expand=True)
+    grid = Table.grid(expand=True, padding=(0, 1))
+    grid.add_column(no_wrap=True)
     grid.add_column(no_wrap=True, ratio=1)
-    grid.add_column(justify="right", no_wrap=True)
-    left = Text.assemble((" streamscore ", "bold black on green"), " ", (board.sentence, "bold"))
+    grid.add_column(no_wrap=True)
+    grid.add_column(no_wrap=True)
+    when = Text(board.today, DIM)
     if board.live is not None:
-        left.append(f"  {board.today} ", DIM).append(bar(board.live, 12).ljust(12, "┄"), GOOD)
-    grid.add_row(left, Text(f"{clock(board.elapsed_s)}  Ctrl-C ends ", DIM))
+        when.append(f" {bar(board.live, 8).ljust(8, '┄')}", GOOD)
+    elapsed = Text(f"{clock(board.elapsed_s)}  Ctrl-C ends", DIM)
+    grid.add_row(Text(" streamscore ", "bold black on green"), Text(board.sentence, "bold"), when, elapsed)
     return grid
 
 

@@ -141,8 +141,6 @@ class Watch:
         self.people = People.of(len(stream.history.users))
         self.reasons: Counter[str] = Counter()
         self.last_dead_letter = ""
-        self.versions: list[str] = []
-        """models whose scores were seen, in order"""
         self.event_scores = self.silence_scores = 0
         self.now_ms = stream.live_ms
         self._clock = clock
@@ -186,8 +184,6 @@ class Watch:
 
     def _score(self, record: Any, seen_ms: float) -> None:
         score = decode_score(record.value)
-        if score.model not in self.versions:
-            self.versions.append(score.model)
         if score.source is not None:
             self.event_scores += 1
             self._answer(score.source.partition, score.source.offset)

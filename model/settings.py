@@ -17,7 +17,7 @@ import os
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
@@ -153,7 +153,8 @@ class Settings(BaseSettings):
         lines = []
         for name, field in cls.model_fields.items():
             default = field.get_default(call_default_factory=True)
-            shown = ",".join(map(str, default)) if isinstance(default, tuple) and default and isinstance(default[0], str) else default
+            default = default.get_secret_value() if isinstance(default, SecretStr) else default
+            shown = ", ".join(map(str, default)) if isinstance(default, tuple) else default
             kind = _type_name(field.annotation)
             shown = "none" if shown in (None, "", {}) else shown
             lines.append(f"  {cls._variable(name)}\n      {field.description}. {kind}; default {shown}")
@@ -222,7 +223,15 @@ def _sentence(error: Any, origin: Mapping[str, str]) -> str:
 
 
 def _type_name(annotation: Any) -> str:
-    text = getattr(annotation, "__name__", str(annotation)) if not hasattr(annotation, "__args__") else str(annotation)
-    for noise in ("typing.", "pathlib._local.", "pathlib.", "pydantic.types.", "model.targets.", " | None", "Literal"):
-        text = text.replace(noise, "")
-    return text
+    kinds = [a for a in get_args(annotation) if a is not type(None) and a is not ...]
+    match get_origin(annotation):
+        case None:
+            return {SecretStr: "secret str", Path: "path", Target: "target"}.get(annotation) or str(annotation.__name__)
+        case origin if origin is Literal:
+            return " | ".join(map(str, kinds))
+        case origin if origin is dict:
+            return "map of " + " to ".join(map(_type_name, kinds))
+        case origin if origin is tuple:
+            return f"list of {_type_name(kinds[0])}"
+        case _:
+            return " | ".join(map(_type_name, kinds))

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 ANY = "*"
 _UNITS_MS = {"m": 60_000, "h": 3_600_000, "d": 86_400_000}
-_TEXT = re.compile(r"(?P<name>\w+)=(?P<types>[^:]+):(?P<outcome>occurs|absent):(?P<number>[1-9][0-9]*)(?P<unit>[mhd])")
+_TEXT = re.compile(r"(?P<name>\w+)=(?P<types>[^:]+):(?P<outcome>occurs|absent):(?P<number>[1-9][0-9]*)(?P<unit>[mhd])", re.ASCII)
 
 
 class Target(BaseModel):
@@ -17,10 +17,14 @@ class Target(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(pattern=r"^\w+$", description="key of the score in the published `scores`")
+    name: str = Field(pattern=r"^[A-Za-z0-9_]+$", description="key of the score in the published `scores`")
     types: tuple[str, ...] = Field(min_length=1, description='event types, or ("*",) for any')
     outcome: Literal["occurs", "absent"]
     horizon_ms: int = Field(gt=0)
+
+    def __str__(self) -> str:
+        number, unit = next((self.horizon_ms // ms, u) for u, ms in reversed(_UNITS_MS.items()) if self.horizon_ms % ms == 0 or u == "m")
+        return f"{self.name}={'+'.join(self.types)}:{self.outcome}:{number}{unit}"
 
     @field_validator("types")
     @classmethod

@@ -20,7 +20,7 @@ from demo.audit import Audit, CatchUp, Score, Source, decode_score, read_back, r
 from demo.board import Board, Keen, Promotion, Silent
 from demo.launch import ProgramEnded, program
 from demo.malformed import bad_records
-from demo.metrics import totals
+from demo.metrics import samples
 from demo.quality import Measure, Quality
 from demo.replay import File, InputError
 from demo.shop import DAY_MS
@@ -298,8 +298,8 @@ def test_quality_judges_live_scores_whose_horizon_has_passed(stream: Stream) -> 
 
 def test_metrics_are_summed_over_labels() -> None:
     text = '# HELP a b\na{x="1"} 2.0\na{x="} {"} 3\nb 1e3\nc{le="+Inf"} NaN\n'
-    found = totals(text)
-    assert (found["a"], found["b"]) == (5, 1000)
+    found = samples(text)
+    assert (found["a"], found['a{x="1"}'], found["b"]) == (5, 2, 1000)
 
 
 # -- what is said
@@ -317,7 +317,7 @@ def full_board() -> Board:
         visible=(12, 38),
         quality={"purchase": Measure(40_000, 0.8, 0.82), "churn": Measure(0, None, None)},
         days_to_go={"purchase": 0, "churn": 12.5},
-        running="v2",
+        versions=["v1", "v2"],
         promotions=[Promotion(9, "v1", "promoted", "first"), Promotion(40, "v2", "promoted", "better")],
         keen=[Keen("u1", 0.9, 3_600_000)],
         silent=[Silent("u2", 7, 0.1, 0.6)],

@@ -34,7 +34,8 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("TRAINER_LOG_DIRECTORY", tmp_path / "log"),
         ("TRAINER_HIDDEN", 16),
         ("TRAINER_HEAD", 16),
-        ("TRAINER_EPOCHS", 2),
+        ("TRAINER_EPOCHS", 3),
+        ("TRAINER_GATE_MAX_ECE", 0.5),  # so little data and so few passes leave it to chance
         ("TRAINER_MIN_USERS", 100),
         ("TRAINER_MIN_EVENTS", 1000),
     ):
@@ -167,7 +168,7 @@ def test_the_service_collects_trains_and_stops(
     try:
         while registry.current() is None and time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.05)
-        assert registry.current() is not None
+        assert registry.current() is not None, _log_of(process)
         while 'streamscore_trainer_rounds_total{outcome="promoted"} 1.0' not in _get(port, "metrics") and time.monotonic() < deadline:
             time.sleep(0.05)
         assert f"streamscore_trainer_rows_total {len(rows)}.0" in _get(port, "metrics")
@@ -181,6 +182,11 @@ def test_the_service_collects_trains_and_stops(
     finally:
         process.kill()
         process.wait()
+
+
+def _log_of(process: subprocess.Popen[str]) -> str:
+    process.terminate()
+    return process.communicate(timeout=20)[1]
 
 
 def _get(port: int, path: str) -> str:

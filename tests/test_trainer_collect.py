@@ -134,7 +134,7 @@ def flushes(settings: TrainerSettings) -> int:
 
 def test_kill_9_at_random_moments(producer: KafkaProducer, settings: TrainerSettings) -> None:
     (topic,) = settings.event_topics
-    total = 40_000
+    total = 20_000
     send(producer, topic, [event(i) for i in range(total)])
     program = (
         "import sys; from pathlib import Path; import trainer.collect as c; from trainer.log import EventLog; "

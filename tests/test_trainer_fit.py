@@ -18,6 +18,7 @@ from trainer.evaluate import constant_hazards
 from trainer.fit import Stopped, fit
 from trainer.material import Material, hidden_along, loss_of, prepare
 from trainer.recurrence import hidden_states
+from trainer.standard import standardised
 
 SETS = (("purchase",), ("*",))
 
@@ -98,6 +99,19 @@ def test_the_gru_is_that_of_torch() -> None:
         assert a is not None
         assert b is not None
         assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_standardised_inputs_change_no_answer(material: tuple[Material, Material]) -> None:
+    net = network().eval()
+    hidden, readout = torch.randn(50, 16), material[0].readout_LR[:50]
+    names = set(net.state_dict())
+    before = net.logits(hidden, readout)
+    with standardised(net, material[0].readout_LR):
+        assert torch.allclose(net.logits(hidden, readout), before, atol=1e-4)
+        seen = net.head[0](torch.cat([hidden, material[0].readout_LR[:50]], 1))[:, 16:]
+        assert seen.abs().max() < 100
+    assert torch.allclose(net.logits(hidden, readout), before, atol=1e-4)
+    assert set(net.state_dict()) == names
 
 
 def test_hidden_states_are_those_of_the_worker_step_by_step(material: tuple[Material, Material]) -> None:

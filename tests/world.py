@@ -340,6 +340,10 @@ class World:
         consumer = self._consumer()
         return {p.partition: consumer.committed(p, timeout_ms=30_000) or 0 for p in self._partitions()}
 
+    def applied(self, partition: int) -> int | None:
+        value: Any = self.client.get(f"{{{self.name}:{partition}}}:applied")
+        return json.loads(value)["offsets"][self.topic] if value else None
+
     def processed(self) -> int:
         return sum(self.committed().values())
 
@@ -398,6 +402,7 @@ class World:
     def finish(self, *, once: bool = True) -> tuple[Expected, Found]:
         """Wait until everything is scored, stop the workers, and compare all that they published and stored."""
         self.wait_caught_up()
+        wait_for(lambda: all(self.applied(p) == end for p, end in self.ends().items() if end), 60, "all states in Redis")
         for worker in self.workers:
             if worker.status() is None:
                 assert worker.stop() == 0, worker.text()[-3000:]

@@ -18,7 +18,6 @@ from trainer.recurrence import hidden_states
 from trainer.settings import TrainerSettings
 from trainer.standard import standardised
 
-
 LEAST_BATCHES = 16
 """Batches of a pass: a short history gets smaller batches, or it would be fitted in a handful of steps."""
 
@@ -90,11 +89,14 @@ def _fit(
     best = copy.deepcopy(network.state_dict())
     losses, since_best, why = [best_loss], 0, f"all {settings.epochs} passes done"
     landmark_first = np.searchsorted(train.moments.event, np.arange(len(train.history) + 1))
-    batch_events = min(settings.batch_events, max(len(train.history) // LEAST_BATCHES, 64))
+    asked_events = len(np.unique(train.moments.event))
+    batch_events = min(settings.batch_events, max(asked_events // LEAST_BATCHES, 64))
     planned = settings.epochs  # fewer, once it shows that the budget does not last for them: the step size must come down in any case
     for epoch in range(settings.epochs):
         network.train()
         begins, ends = chunks(train.history.first, settings.chunk_events, rng)
+        asked = landmark_first[ends] > landmark_first[begins]  # chunks before the window only lead up to it
+        begins, ends = begins[asked], ends[asked]
         cuts = np.flatnonzero(np.diff(np.cumsum(ends - begins) // batch_events)) + 1
         batches = list(zip(np.split(begins, cuts), np.split(ends, cuts), strict=True))
         for i, (low, high) in enumerate(batches):

@@ -16,6 +16,9 @@ from model.network import Network
 
 
 class _Standardise(nn.Module):
+    mean: torch.Tensor
+    factor: torch.Tensor
+
     def __init__(self, mean: torch.Tensor, deviation: torch.Tensor) -> None:
         super().__init__()
         self.register_buffer("mean", mean)
@@ -36,13 +39,13 @@ def standardised(network: Network, readout_LR: torch.Tensor) -> Iterator[None]:
     mean[hidden:], deviation[hidden:] = centre, torch.where(spread > 1e-3, spread, 1.0)  # a constant input stays as it is
     mean, deviation = mean.to(network.device), deviation.to(network.device)
     with torch.no_grad():
-        linear.bias += linear.weight @ mean
-        linear.weight *= deviation
+        linear.bias.add_(linear.weight @ mean)
+        linear.weight.mul_(deviation)
     network.head = nn.Sequential(_Standardise(mean, deviation), *head)
     try:
         yield
     finally:
         network.head = head
         with torch.no_grad():
-            linear.weight /= deviation
-            linear.bias -= linear.weight @ mean
+            linear.weight.div_(deviation)
+            linear.bias.sub_(linear.weight @ mean)

@@ -12,14 +12,15 @@ from worker.record import record_type
 
 
 class ArenaFull(Exception):
-    """Every row is dirty or in use: flush, then try again."""
+    """Every row is dirty or in use: flush, then try again, then `grow` by as many rows as args[0] says are missing."""
 
 
 class Arena:
     """`records` (capacity,) of `record_type(hidden)`, with what is kept in memory alone beside it.
 
     user, partition: whose row it is (partition -1: free). due_ms: when the user is due next. dirty: changed since the last flush.
-    touched: the tick (batch number) of the last use.
+    touched: the tick (batch number) of the last use. firing: by partition, up to when its dues are about to be fired: whoever is due
+    until then is in use, too.
     """
 
     def __init__(self, capacity: int, hidden: int) -> None:
@@ -33,10 +34,22 @@ class Arena:
         self.dirty = np.zeros(capacity, bool)
         self.touched = np.zeros(capacity, np.int64)
         self.tick = 0
+        self.firing: dict[int, int] = {}
         self._free = list(range(capacity - 1, -1, -1))
 
     def __len__(self) -> int:
         return self.capacity - len(self._free)
+
+    def grow(self, rows: int) -> None:
+        """More capacity, where one batch needs more than there is."""
+        bigger = Arena(self.capacity + rows, self.hidden)
+        for name in ("records", "partition", "due_ms", "dirty", "touched"):
+            getattr(bigger, name)[: self.capacity] = getattr(self, name)
+        self.records, self._opaque, self.partition, self.due_ms = bigger.records, bigger._opaque, bigger.partition, bigger.due_ms
+        self.dirty, self.touched = bigger.dirty, bigger.touched
+        self.user += [""] * rows
+        self._free += range(self.capacity, self.capacity + rows)
+        self.capacity += rows
 
     def read(self, rows: NDArray[np.int64]) -> NDArray[np.void]:
         """A copy of some records. As opaque bytes: numpy copies a structure field by field, ten times slower."""
@@ -74,9 +87,12 @@ class Arena:
         return np.flatnonzero(self.partition == partition)
 
     def _evict(self, wanted: int, needed: int, rows_of: dict[int, dict[str, int]]) -> None:
-        clean = np.flatnonzero((self.partition >= 0) & ~self.dirty & (self.touched < self.tick))
-        if len(clean) + len(self._free) < needed:
-            raise ArenaFull
+        idle = (self.partition >= 0) & ~self.dirty & (self.touched < self.tick)
+        for partition, upto_ms in self.firing.items():
+            idle &= (self.partition != partition) | (self.due_ms > upto_ms)
+        clean = np.flatnonzero(idle)
+        if (missing := needed - len(clean) - len(self._free)) > 0:
+            raise ArenaFull(missing)
         if len(clean) > wanted:
             clean = clean[np.argpartition(self.touched[clean], wanted)[:wanted]]
         for row in clean.tolist():

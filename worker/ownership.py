@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import numpy as np
 import redis
@@ -22,6 +23,7 @@ from worker.task import Task
 from worker.transport import Fenced, Partition, Transport, TransportError
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class Ownership:
@@ -105,19 +107,13 @@ class Ownership:
         self._at_risk -= at_risk
 
     def rows(self, task: Task, users: Sequence[str]) -> NDArray[np.int64]:
-        """`States.rows`, which waits for Redis, and makes room by flushing. Raises Moved, StoreError."""
-        try:
-            return self._patience("redis", lambda: self._states.rows(task, users))
-        except ArenaFull:
-            for other in self.tasks.values():
-                if self.sound(other.number):
-                    self.flush(other)
-            return self._patience("redis", lambda: self._states.rows(task, users))
+        """`States.rows`, which waits for Redis and for room. Raises Moved, StoreError."""
+        return self._with_room(lambda: self._states.rows(task, users))
 
     def settle(self, task: Task) -> None:
         """End a task's replay if it has arrived."""
         if task.replaying and replayed(task):
-            self._patience("redis", lambda: settle(self._states, task))
+            self._with_room(lambda: settle(self._states, task))
             log.info("in step with the log", extra={"fields": {"partition": task.number, "offsets": task.offsets}})
 
     def flush(self, task: Task) -> None:
@@ -132,6 +128,20 @@ class Ownership:
                     self._flush(task)
                 except (Moved, StoreUnavailable, TransportError) as error:
                     log.warning("no last flush, the next owner replays", extra={"fields": {"partition": task.number, "why": error}})
+
+    def _with_room(self, call: Callable[[], T]) -> T:
+        """The result of `call`, which waits for Redis. Makes room in the cache by flushing; what does not fit even then makes it larger."""
+        try:
+            return self._patience("redis", call)
+        except ArenaFull:
+            for task in self.tasks.values():
+                if self.sound(task.number):
+                    self.flush(task)
+        try:
+            return self._patience("redis", call)
+        except ArenaFull as full:
+            self._states.arena.grow(full.args[0])
+        return self._patience("redis", call)
 
     def _flush(self, task: Task) -> None:
         """Step 2 of the order of durability (worker.loop), and step 3 in at_least_once."""

@@ -109,6 +109,7 @@ class Processing:
         fire_upto = {n: intake.clock_before(n) if n in holding else intake.clock_after(n, t.clock.stream_ms) for n, t in tasks.items()}
         with metrics.stage("load"):
             due: dict[int, list[str]] = {}
+            states.arena.firing = {number: fire_upto[number] for number in live}
             for number, task in live.items():
                 due[number], leap_ms = self._due_users(task, fire_upto[number])
                 if leap_ms is not None:
@@ -220,6 +221,7 @@ class Processing:
         if leap_ms is not None:
             upto_ms = leap_ms
             users, _ = self._due_users(task, upto_ms, limit=1 << 31)  # with everybody who is due at that very moment
+        self._states.arena.firing = {task.number: upto_ms}
         self._states.arena.tick += 1
         self._owned.rows(task, users)
         with self._owned.stepping([task.number]):

@@ -69,6 +69,7 @@ class States:
         misses = found.count(-1)
         if misses:
             missing = list(dict.fromkeys(u for u, row in zip(users, found, strict=True) if row < 0))
+            self.arena.touched[[row for row in found if row >= 0]] = self.arena.tick  # or making room would evict them
             self._load(task, missing)
             found = [table[u] for u in users]
         self.misses += misses

@@ -12,8 +12,9 @@ Rules.
 1. All writes of a flush are one atomic step, a compare-and-set on `applied`: `FLUSH` does nothing unless `applied` still is what this
    worker last wrote or read. So states and `applied` never part, and a worker that lost its partition writes nothing. `applied` is another
    one after each flush, even where no offset moved: a flush that finds its own there is a repetition of one whose answer was lost.
-2. Every read of states is one MGET that reads `applied` first. If it is not what this worker last wrote or read, nothing that was read
-   is used: somebody else has written, or Redis was flushed or restored. So nobody scores from states that are not his own.
+2. Every read of states is one MGET that reads `applied` first, and every read of dues is a script that does. If it is not what this
+   worker last wrote or read, nothing that was read is used: somebody else has written, or Redis was flushed or restored. So nobody scores
+   from states that are not his own, or takes users who were lost for users who are not due.
 3. Inside `FLUSH` everything that can fail is tried before the first write: scripts are not rolled back.
 """
 
@@ -72,6 +73,13 @@ each(gone, g, 1, function(a, b) redis.call('ZREM', KEYS[2], unpack(ARGV, a, b)) 
 for i = 2 + n + 1, #KEYS, 1000 do redis.call('UNLINK', unpack(KEYS, i, math.min(i + 999, #KEYS))) end
 redis.call('SET', KEYS[1], ARGV[2])
 return 1
+"""
+
+
+# KEYS: applied, due; ARGV: expected, min, max, limit
+DUE = """
+if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return false end
+return redis.call('ZRANGEBYSCORE', KEYS[2], ARGV[2], ARGV[3], 'WITHSCORES', 'LIMIT', 0, ARGV[4])
 """
 
 
@@ -159,14 +167,13 @@ class Store:
         return [flat[i : i + self._slots] for i in range(0, len(flat), self._slots)]
 
     def due(self, after_ms: int, upto_ms: int, limit: int) -> list[tuple[str, int]]:
-        """At most `limit` users due in (after_ms, upto_ms], soonest first. Raises StoreUnavailable, StoreError."""
-        found = self._try(lambda: self._redis.zrangebyscore(self._due_key, f"({after_ms}", upto_ms, start=0, num=limit, withscores=True))
-        return [(user.decode(), int(score)) for user, score in found]
+        """At most `limit` users due in (after_ms, upto_ms], soonest first. Raises Moved, StoreUnavailable, StoreError."""
+        return self._due(after_ms, upto_ms, limit)
 
     def next_due(self, after_ms: int) -> int | None:
-        """When the next user after a moment is due, None if nobody is. Raises StoreUnavailable, StoreError."""
-        found = self._try(lambda: self._redis.zrangebyscore(self._due_key, f"({after_ms}", "+inf", start=0, num=1, withscores=True))
-        return int(found[0][1]) if found else None
+        """When the next user after a moment is due, None if nobody is. Raises Moved, StoreUnavailable, StoreError."""
+        found = self._due(after_ms, "+inf", 1)
+        return found[0][1] if found else None
 
     def users(self) -> int:
         """Users stored. Raises StoreUnavailable, StoreError."""
@@ -227,6 +234,13 @@ class Store:
                     f"Redis key {wrong} is not a string: another program uses this key space; choose another `group` or Redis database"
                 )
         return values
+
+    def _due(self, after_ms: int, upto_ms: int | str, limit: int) -> list[tuple[str, int]]:
+        keys, token = (self._applied_key, self._due_key), self.token or b""
+        found = self._try(lambda: self._redis.eval(DUE, len(keys), *keys, token, f"({after_ms}", upto_ms, limit))
+        if found is None:  # an empty set would pass for silence scores that are out
+            raise Moved(f"{self._applied_key} was changed by another worker, or Redis was flushed or restored")
+        return [(user.decode(), int(float(score))) for user, score in zip(found[::2], found[1::2], strict=True)]
 
     def _chunk_key(self, user: str, slot: int) -> str:
         return f"{self._tag}:c:{slot}:{user}"
