@@ -91,8 +91,13 @@ def place(request: pytest.FixtureRequest, unique: str) -> Iterator[Place]:
 
 def changes(users: Sequence[str], content: bytes = b"record", due_ms: int = 7) -> Flush:
     return Flush(
-        {u: content for u in users}, {(u, 1): b"chunk of " + u.encode() for u in users}, {u: due_ms + i for i, u in enumerate(users)}
+        dict.fromkeys(users, content), {(u, 1): b"chunk of " + u.encode() for u in users}, {u: due_ms + i for i, u in enumerate(users)}
     )
+
+
+def unavailable(call: Callable[[], object], sentence: str) -> None:
+    with pytest.raises(StoreUnavailable, match=sentence):
+        call()
 
 
 def test_what_is_flushed_is_loaded(place: Place) -> None:
@@ -171,12 +176,18 @@ def test_two_who_begin_at_once_are_one_too_many(place: Place) -> None:
     assert one.load(["a"]) == [b"one"]
 
 
-def test_a_flush_whose_answer_was_lost_may_be_repeated(place: Place) -> None:
+def test_a_flush_whose_answer_was_lost_may_be_repeated(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     store = place.store()
     store.flush(changes(["a"]), FIRST)
-    token = store.token
-    store.flush(changes(["a"], b"new"), SECOND)
-    store.token = token  # as if no answer had come
+    evaluate = place.client.evalsha
+
+    def lose_the_answer(*arguments: Any) -> None:
+        monkeypatch.undo()
+        evaluate(*arguments)
+        raise redis.ConnectionError("gone")
+
+    monkeypatch.setattr(place.client, "evalsha", lose_the_answer)
+    unavailable(lambda: store.flush(changes(["a"], b"new"), SECOND), "Redis does not answer: gone")
     store.flush(changes(["a"], b"new"), SECOND)
     assert store.load(["a"]) == [b"new"]
 
@@ -212,7 +223,7 @@ def test_a_key_of_another_kind_is_an_error_that_names_it_and_nothing_is_written(
         store.load(["a", "b"])
     place.client.delete(place.key("due"))
     place.client.set(place.key("due"), "not ours")
-    with pytest.raises(StoreError, match="holds another type than a worker writes .*due holds a string"):
+    with pytest.raises(StoreError, match=r"holds another type than a worker writes .*due holds a string"):
         store.flush(changes(["a"], b"new"), SECOND)
     assert store.load(["a"]) == [b"record"]
     with pytest.raises(StoreError, match="holds another type than a worker writes"):
@@ -253,14 +264,9 @@ def troubled(own: Any, unique: str) -> Iterator[Place]:
     own.execute_command("REPLICAOF NO ONE")
 
 
-def unavailable(call: Callable[[], object], sentence: str) -> None:
-    with pytest.raises(StoreUnavailable, match=sentence):
-        call()
-
-
 def test_a_full_redis_refuses_and_loses_nothing(troubled: Place) -> None:
     store = troubled.store()
-    troubled.client.config_set("maxmemory", "1mb")
+    troubled.client.config_set("maxmemory", "1")
     unavailable(
         lambda: store.flush(changes(["a"], b"x" * 100), SECOND),
         r"Redis is full .*: raise its maxmemory or lower retention_days; states wait",

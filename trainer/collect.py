@@ -24,7 +24,7 @@ DAY_MS = 86_400_000
 MAX_POLL = 20_000
 CHECK_SECONDS = 10.0
 """How often a quiet Kafka is asked whether it is still there and whether topics have grown."""
-ANSWER_MS = 5000
+ANSWER_MS = 3000
 
 logger = logging.getLogger(__name__)
 
@@ -250,7 +250,7 @@ def follow(collector: Collector, stopping: Callable[[], bool], wait: Callable[[f
         except LogError as error:
             problem, disk_failed = f"trying again: {error}", True
         except (KafkaError, OSError) as error:
-            problem = f"Kafka at {collector.brokers} does not answer, trying again: {type(error).__name__}: {error}"
+            problem = f"Kafka at {collector.brokers} does not answer, trying again: {error}"
         if problem != said:
             logger.warning(problem)
         said = problem

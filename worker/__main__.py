@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import signal
 import sys
@@ -98,6 +99,10 @@ def run(settings: WorkerSettings) -> int:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
+    # The garbage collector's full passes, over everything that was imported, took a tenth of the time and stood in p99.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
     try:
         worker.run()
     except (FatalTransportError, StoreError, Refused, TooManyBadRecords) as error:
