@@ -251,6 +251,7 @@ def test_applied_comes_back() -> None:
 def own() -> Iterator[Any]:
     """A server that tests may bring into trouble."""
     with redis_server_of_ones_own() as server, redis.Redis.from_url(server.url) as client:
+        client.url = server.url  # type: ignore[attr-defined]
         yield client
 
 
@@ -304,6 +305,14 @@ def test_a_redis_that_is_away(unique: str) -> None:
     with pytest.raises(StoreUnavailable, match=r"is redis_cluster right\?") as error:
         connect(nobody, cluster=True, timeout_seconds=1, ssl_cafile=None)
     assert "hush" not in str(error.value)
+
+
+def test_a_login_that_is_refused(troubled: Place, unique: str) -> None:
+    url = troubled.client.url.replace("//", "//:hush@")  # type: ignore[attr-defined]
+    troubled.client.config_set("requirepass", "other")
+    store = Store(connect(url, cluster=False, timeout_seconds=5, ssl_cafile=None), unique, 0, 1)
+    unavailable(store.acquire, "Redis refuses this login: write its user and password into redis_url")
+    troubled.client.config_set("requirepass", "")
 
 
 def test_what_is_no_redis_is_not_taken_for_one(unique: str) -> None:

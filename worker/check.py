@@ -193,6 +193,9 @@ def _redis(settings: WorkerSettings, report: Report) -> redis.Redis | None:
     except ValueError as error:
         report.wrong("Redis", str(error))
         return None
+    except redis.AuthenticationError:
+        report.wrong("Redis", "refuses this login: write its user and password into redis_url, as in redis://USER:PASSWORD@HOST:PORT/0")
+        return None
     except (redis.RedisError, OSError) as error:
         report.wrong("Redis", f"does not answer: {error}; check redis_url, and that it is up")
         return None

@@ -69,7 +69,10 @@ class Processing:
         """What a poll brought. Raises TooManyBadRecords (nothing of the batch is committed then), StoreError, FatalTransportError."""
         sources = [source for source in polled if self._owned.sound(source.partition.number)]
         try:
-            if sources := self._replay_apart(sources):
+            sources = self._replay_apart(sources)
+            for number in {source.partition.number for source in sources}:
+                self._work_off(self._owned.tasks[number])
+            if sources:
                 self._score(sources)
         except (Moved, TransportError) as error:
             self._owned.forget({source.partition.number for source in polled}, error)
@@ -83,8 +86,7 @@ class Processing:
             task.active_at = self._monotonic()
             if task.clock.stream_ms > NEVER_MS and self._caught_up(task):
                 task.clock.stream_ms += round(idle_seconds * 1000)
-        while task.clock.fired_ms < task.clock.stream_ms:
-            self._fire(task)
+        self._work_off(task)
 
     def renew(self, task: Task) -> None:
         """Rebuild some states for the current encoder, in the background, until every stored one has it."""
@@ -107,6 +109,9 @@ class Processing:
         tasks = {number: self._owned.tasks[number] for number in intake.slices}
         live = {number: task for number, task in tasks.items() if not task.replaying}
         fire_upto = {n: intake.clock_before(n) if n in holding else intake.clock_after(n, t.clock.stream_ms) for n, t in tasks.items()}
+        for number, task in tasks.items():
+            if task.replaying and task.committed_clock.fired_ms > NEVER_MS:  # a leap may have been worked off in part only
+                fire_upto[number] = min(fire_upto[number], task.committed_clock.fired_ms)
         with metrics.stage("load"):
             due: dict[int, list[str]] = {}
             states.arena.firing = {number: fire_upto[number] for number in live}
@@ -213,6 +218,11 @@ class Processing:
         for partition, offset in left_out.items():
             self._transport.seek(partition, offset)
         self._score(kept, holding | {number} if count == 0 else holding)
+
+    def _work_off(self, task: Task) -> None:
+        """Fire, in steps, whatever the stream clock has passed: before the next event, which is scored with all before it fired."""
+        while not task.replaying and task.clock.fired_ms < task.clock.stream_ms:
+            self._fire(task)
 
     def _fire(self, task: Task) -> None:
         """Fire dues up to the stream clock, or as many as one transaction should hold."""

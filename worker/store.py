@@ -254,6 +254,8 @@ class Store:
             ) from error
         except ReadOnlyError as error:
             raise StoreUnavailable(f"Redis is a read-only replica ({error}): point redis_url at the primary") from error
+        except redis.exceptions.AuthenticationError as error:
+            raise StoreUnavailable("Redis refuses this login: write its user and password into redis_url") from error
         except AWAY as error:
             raise StoreUnavailable(f"Redis does not answer: {error}") from error
         except ResponseError as error:
