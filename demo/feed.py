@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 from kafka import KafkaProducer
 
+from demo.arguments import moment, speed
 from demo.malformed import bad_records
-from demo.replay import File, InputError, epoch_ms
+from demo.replay import File, InputError
 from demo.shop import DAY_MS, Ints
 from demo.stream import Shop, Stream
 
@@ -107,32 +108,12 @@ def malformed(at_ms: int, number: int) -> Record:
     return (b"bad-day" if value is None else None), value
 
 
-def speed_of(text: str) -> float:
-    """`max`, or simulated seconds a second."""
-    try:
-        speed = float("inf") if text == "max" else float(text)
-    except ValueError:
-        speed = 0
-    if not speed > 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither max nor a positive number of seconds a second")
-    return speed
-
-
-def moment(text: str) -> int:
-    try:
-        return epoch_ms(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is neither a date, as in 2026-11-21 or 2026-11-21T10:00Z, nor epoch milliseconds"
-        ) from None
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m demo.feed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bootstrap", default="localhost:9092", help="Kafka's address")
     parser.add_argument("--topic", default="events", help="where to write; it must exist")
     parser.add_argument("--part", choices=("history", "live", "all"), default="all", help="what to write (all)")
-    parser.add_argument("--speed", type=speed_of, default=DAY_MS / 1000, help="simulated seconds a second, or max (86400: a day a second)")
+    parser.add_argument("--speed", type=speed, default=DAY_MS / 1000, help="simulated seconds a second, or max (86400: a day a second)")
     parser.add_argument("--bad", type=int, default=0, metavar="N", help="malformed records among the live ones (0)")
     shop = parser.add_argument_group("the shop")
     shop.add_argument("--users", type=int, default=6000, help="users who ever come (6000)")

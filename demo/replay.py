@@ -17,6 +17,7 @@ import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet
 
+from demo.arguments import epoch_ms
 from demo.shop import History
 from demo.stream import Stream
 from model.events import FIELDS
@@ -103,14 +104,6 @@ def read(path: Path) -> pa.Table:
         raise InputError(f"all events of {path} have one timestamp, {_date(newest)}: there is nothing to replay in time")
     order = np.argsort(table["timestamp"].to_numpy(), kind="stable")
     return table.take(pa.array(order)).combine_chunks()
-
-
-def epoch_ms(text: str) -> int:
-    """Of a number, or of an RFC 3339 date or moment; UTC where it does not say. Raises ValueError."""
-    if text.lstrip("-").isdigit():
-        return int(text)
-    moment = datetime.fromisoformat(text)
-    return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
 def _parse(path: Path) -> pa.Table:

@@ -79,7 +79,9 @@ def update(stats: NDArray[np.void], slot: NDArray[np.int64], time_ms: NDArray[np
     stats["count"] += 1
 
 
-READOUT_SIZE = SLOTS * (len(SCALES_MS) + 2) + 12
+SILENCE_MS = (3 * HOUR_MS, 12 * HOUR_MS, 2 * DAY_MS, 8 * DAY_MS, 30 * DAY_MS)
+"""Scales of the silent age: hazards fall a hundredfold along it, more than one logarithm of it lets a small head follow."""
+READOUT_SIZE = SLOTS * (len(SCALES_MS) + 2) + 12 + len(SILENCE_MS)
 
 
 def readout(stats: NDArray[np.void], at_ms: NDArray[np.int64], device: torch.device | str = "cpu") -> torch.Tensor:
@@ -103,6 +105,7 @@ def readout(stats: NDArray[np.void], at_ms: NDArray[np.int64], device: torch.dev
     log_silent = np.log1p(silent_ms / 1000)
     scalars = np.stack(
         [
+            *(np.exp(-silent_ms / scale) for scale in SILENCE_MS),
             log_silent / 15,
             (log_silent - gap_mean) / 5,
             gap_mean / 15,

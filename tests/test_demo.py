@@ -13,14 +13,16 @@ import pytest
 from kafka import KafkaProducer
 from rich.console import Console
 
-from demo import feed, replay
-from demo.__main__ import main, purchase_target
+from demo import feed
+from demo.__main__ import main
+from demo.arguments import epoch_ms
 from demo.attainable import Filter, Target, auc, labels
 from demo.audit import Audit, CatchUp, Score, Source, decode_score, read_back, records
 from demo.board import Board, Keen, Promotion, Silent
 from demo.launch import ProgramEnded, program
 from demo.malformed import bad_records
 from demo.metrics import samples
+from demo.play import purchase_target
 from demo.quality import Measure, Quality
 from demo.replay import File, InputError
 from demo.shop import DAY_MS
@@ -142,7 +144,7 @@ def test_until_leaves_out_what_comes_later(write: Callable[[str, str], Path]) ->
     path = write("a.csv", CSV)
     assert len(File(path, until_ms=1_700_600_000_000).load().history.user) == 2
     with pytest.raises(InputError, match="no event before --until 2023-01-01 00:00"):
-        File(path, until_ms=replay.epoch_ms("2023-01-01")).load()
+        File(path, until_ms=epoch_ms("2023-01-01")).load()
 
 
 @pytest.mark.parametrize(
