@@ -68,6 +68,7 @@ class Board:
     events: int = 0
     scores: int = 0
     silence_scores: int = 0
+    dead_letters: int = 0
     visible: tuple[float, float] | None = None
     event_rates: deque[float] = field(default_factory=lambda: deque(maxlen=POINTS))
     waits: deque[float] = field(default_factory=lambda: deque(maxlen=POINTS))
@@ -144,6 +145,7 @@ class Observer:
         board.events = int(said.get("streamscore_events_total", 0))
         board.scores = int(said.get("streamscore_scores_total", 0))
         board.silence_scores = board.scores - board.events
+        board.dead_letters = int(said.get("streamscore_dead_letters_total", 0))
         board.lag = int(said.get("streamscore_consumer_lag_records", 0))
         board.swaps = int(said.get("streamscore_model_swaps_total", 0))
         running = [match[1] for series in said if (match := MODEL.fullmatch(series))]

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from rich.console import Console
 
+from demo.cast import Play
 from demo.launch import ProgramEnded
 from demo.process import StartFailed
 from demo.replay import File, InputError
-from demo.run import Play, Stuck, run
+from demo.run import Stuck, run
 from demo.shop import DAY_MS
 from demo.stream import Shop, Stream
 from demo.summary import Summary

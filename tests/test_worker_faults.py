@@ -13,6 +13,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -69,16 +70,19 @@ def test_killed_again_and_again(world: Callable[..., World], guarantee: str, kil
     seed = 20
     rng = random.Random(seed)
     w = world(guarantee=guarantee, session_timeout_ms=1000)
+    rest = iter(stream(100 * kills, seed=seed))
     real = set(rng.sample(range(1, kills), 2))
-    with w.feeding(stream(100 * kills, seed=seed), per_second=120):
-        for n in range(kills):
-            batch, flush_ms = rng.choice((1, 7, 40, 2000)), rng.choice((0, 50, 250, 1500))
-            worker = w.start(real=n in real, max_batch_records=batch, flush_interval_ms=flush_ms)
-            if n % 4 == 0:
-                says(worker, rng.choice(("started", "model taken over", "partition acquired", "in step with the log")))
-            else:
-                w.progress(rng.randrange(1, 60))
-            worker.kill()
+    for n in range(kills):
+        w.feed(list(islice(rest, 50)))
+        batch, flush_ms = rng.choice((1, 7, 40, 2000)), rng.choice((0, 50, 250, 1500))
+        worker = w.start(real=n in real, max_batch_records=batch, flush_interval_ms=flush_ms)
+        if n % 4 == 0:
+            says(worker, rng.choice(("started", "model taken over", "partition acquired", "in step with the log")))
+        else:
+            w.feed(list(islice(rest, 50)))
+            w.progress(rng.randrange(1, 90))
+        worker.kill()
+    w.feed(list(rest))
     w.start()
     w.finish(once=guarantee == "exactly_once")
 

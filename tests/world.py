@@ -405,6 +405,7 @@ class World:
         wait_for(lambda: all(self.applied(p) == end for p, end in self.ends().items() if end), 60, "all states in Redis")
         for worker in self.workers:
             if worker.status() is None:
+                assert worker.port  # it has got as far as to listen to signals
                 assert worker.stop() == 0, worker.text()[-3000:]
         found = self.found()
         oracle = Oracle(

@@ -226,7 +226,7 @@ class Processing:
 
     def _fire(self, task: Task) -> None:
         """Fire dues up to the stream clock, or as many as one transaction should hold."""
-        upto_ms = task.clock.stream_ms
+        upto_ms = min(task.clock.stream_ms, self._states.nth_due(task, LEAP_USERS))
         users, leap_ms = self._due_users(task, upto_ms)
         if leap_ms is not None:
             upto_ms = leap_ms

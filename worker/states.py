@@ -106,6 +106,11 @@ class States:
         task.gone = set()
         return len(users)
 
+    def nth_due(self, task: Task, n: int) -> int:
+        """When so many of a task's users in memory are due, NOT_DUE if there are not so many."""
+        due_ms = self.arena.due_ms[self.arena.partition == task.number]
+        return int(np.partition(due_ms, n - 1)[n - 1]) if len(due_ms) >= n else NOT_DUE
+
     def delete(self, task: Task, rows: NDArray[np.int64]) -> None:
         """Users silent beyond retention: forget them, here at once and in Redis with the next flush."""
         table = self.tables[task.number]
