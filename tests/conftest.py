@@ -13,7 +13,8 @@ from demo.servers import KafkaServer, RedisServer, create_topics, kafka, redis
 
 counter = itertools.count()
 # The same examples on every run, however busy the machine is.
-settings.register_profile("suite", derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+quiet = [HealthCheck.too_slow]
+settings.register_profile("suite", max_examples=60, derandomize=True, database=None, deadline=None, suppress_health_check=quiet)
 settings.load_profile("suite")
 
 

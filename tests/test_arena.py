@@ -125,7 +125,7 @@ def scores(redis_url: str, unique: str, tmp_path: Path) -> Callable[..., list[tu
         for user, at_ms in events:
             value = json.dumps({"user_id": user, "type": "view", "timestamp": at_ms}).encode()
             broker.append(Partition("events", 0), value, time_ms=at_ms)
-        settings = WorkerSettings(group=unique, cache_users=1000, silence_hours=(24, 72))
+        settings = WorkerSettings.model_validate({"group": unique, "cache_users": 1000, "silence_hours": (24, 72)})
         client = connect(redis_url, cluster=False, timeout_seconds=5, ssl_cafile=None)
         models = Models(Registry(str(tmp_path)), None, "cpu", metrics)
         worker = Worker(settings, lambda: MemoryTransport(broker, unique, ["events"]), client, models, metrics)

@@ -146,7 +146,7 @@ def test_an_encoder_id_changes_with_what_a_hidden_state_depends_on_and_with_noth
     assert encoder_id(network, types[::-1], scaling) != own
     assert encoder_id(network, types, Scaling(scaling.value_mean, scaling.value_deviation + 1e-6)) != own
     with torch.no_grad():
-        network.head[0].weight.add_(1)
+        next(network.head.parameters()).add_(1)
         assert encoder_id(network, types, scaling) == own
         next(network.encoder.rnn.parameters())[0, 0] += 1e-3
     assert encoder_id(network, types, scaling) != own
@@ -166,7 +166,7 @@ def test_the_pointer_moves_in_one_step(tmp_path: Path) -> None:
     registry = Registry(str(tmp_path))
     for version in ("v1", "v2"):
         publish_model(tmp_path, version)
-    done, seen, trouble = threading.Event(), set(), []
+    done, seen, trouble = threading.Event(), set[str](), list[BaseException]()
 
     def look() -> None:
         reader = Registry(str(tmp_path))

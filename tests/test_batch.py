@@ -9,40 +9,48 @@ from hypothesis import strategies as st
 from worker.batch import BadShare, BatchLimit, TooManyBadRecords
 
 
-def test_a_batch_is_unbounded_until_its_cost_is_known() -> None:
-    limit = BatchLimit(50, 2000)
-    assert limit.records == 2000
-    limit.observe(BatchLimit.FLOOR - 1, 60.0)  # all fixed costs
-    assert limit.records == 2000
+def observe(limit: BatchLimit, fixed: float, a_record: float, sizes: tuple[int, ...] = (30, 100, 250, 60), times: int = 80) -> None:
+    for _ in range(times):
+        for records in sizes:
+            limit.observe(records, fixed + a_record * records)
 
 
 def test_a_batch_takes_half_the_latency_target() -> None:
     limit = BatchLimit(50, 2000)
-    limit.observe(100, 0.010)  # 0.1 ms a record: 25 ms are 250 records
-    assert limit.records == 250
-    for _ in range(50):
-        limit.observe(100, 0.050)
-    assert limit.records == pytest.approx(50, abs=1)
-    for _ in range(50):
-        limit.observe(40, 0.0004)
-    assert limit.records == pytest.approx(2000, abs=500)
+    assert limit.records == 2000  # until something is known
+    observe(limit, 0.005, 0.0001)  # 25 ms are 5 ms and 200 records
+    assert limit.records == pytest.approx(200, abs=2)
+    observe(limit, 0.001, 0.00001)
+    assert limit.records == 2000
+
+
+def test_fixed_costs_do_not_make_batches_small() -> None:
+    limit = BatchLimit(50, 2000)
+    observe(limit, 0.040, 0.0001)  # slower than the target whatever it does: at least half of the cost is for records
+    assert limit.records == pytest.approx(400, abs=4)
 
 
 def test_a_batch_never_gets_too_small_to_go_on() -> None:
     limit = BatchLimit(1, 2000)
-    limit.observe(100, 10.0)
+    observe(limit, 0.0, 0.1, times=300)
     assert limit.records == BatchLimit.FLOOR
+
+
+def test_batches_of_one_size_say_something_too() -> None:
+    limit = BatchLimit(50, 2000)
+    observe(limit, 0.002, 0.0001, sizes=(50,))
+    assert BatchLimit.FLOOR <= limit.records <= 2000
 
 
 def test_behind_the_largest_batches_catch_up() -> None:
     limit = BatchLimit(50, 2000)
-    limit.observe(100, 0.010)
+    observe(limit, 0.005, 0.0001)
     for _ in range(BatchLimit.BEHIND):
         assert limit.records < 2000
-        limit.observe(limit.records, limit.records * 0.0001)
+        limit.observe(limit.records, 0.005 + limit.records * 0.0001)
     assert limit.records == 2000
-    limit.observe(30, 0.003)  # the queue is empty
-    assert limit.records == pytest.approx(250, abs=1)
+    limit.observe(30, 0.008)  # the queue is empty
+    assert limit.records == pytest.approx(200, abs=2)
 
 
 @given(st.lists(st.tuples(st.integers(0, 60), st.floats(0, 1)), max_size=30), st.floats(0.05, 1), st.integers(10, 100))

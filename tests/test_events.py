@@ -96,7 +96,8 @@ def row(columns: EventColumns, k: int) -> tuple[object, ...]:
 
 def test_an_empty_poll_is_no_events() -> None:
     columns, bad = decoder.columns([], [])
-    assert (len(columns), columns.time_ms.dtype, bad) == (0, np.int64, [])
+    assert (len(columns), len(bad)) == (0, 0)
+    assert columns.time_ms.dtype == np.int64
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from model.events import stable_hash
 from model.features import CATEGORY_BUCKETS, ITEM_BUCKETS, NUMERIC, Previous, Scaling, StepFeatures, Vocabulary, bucket, step_features
@@ -24,14 +25,14 @@ def one(previous: tuple[int, int, int, int] | None = None, **event: Any) -> Step
     """Features of one event; hashes 0 and value NaN say that a field is missing."""
     before = previous or (0, 0, 0, 0)
     event = {"time_ms": START_MS, "type": 1, "item": 0, "category": 0, "value": math.nan} | event
-    return step_features(
-        Vocabulary(["view", "buy"]),
-        Scaling(2.0, 0.5),
-        Previous(np.array([previous is not None]), np.array([before[0]]), *(np.array([h], np.uint32) for h in before[1:])),
-        np.array([event["time_ms"]]),
-        *(np.array([event[name]], np.uint32) for name in ("type", "item", "category")),
-        np.array([event["value"]], np.float32),
-    )
+
+    def column(value: int) -> NDArray[np.uint32]:
+        return np.array([value], np.uint32)
+
+    last = Previous(np.array([previous is not None]), np.array([before[0]]), column(before[1]), column(before[2]), column(before[3]))
+    columns = (column(event["type"]), column(event["item"]), column(event["category"]))
+    time_ms, value = np.array([event["time_ms"]]), np.array([event["value"]], np.float32)
+    return step_features(Vocabulary(["view", "buy"]), Scaling(2.0, 0.5), last, time_ms, *columns, value)
 
 
 @given(st.lists(st.text(max_size=5), unique_by=stable_hash, max_size=SLOTS - 1), st.lists(st.text(max_size=5)))
@@ -109,9 +110,9 @@ def test_the_hour_and_the_weekday_go_round() -> None:
     )
 )
 def test_features_are_finite_whatever_comes(events: list[tuple[bool, int, int, int, int, float]]) -> None:
-    seen, before, now, h, g, value = (list(column) for column in zip(*events, strict=True))
+    seen, before, now, h, g, amounts = (list(column) for column in zip(*events, strict=True))
     hashed, other = np.array(h, np.uint32), np.array(g, np.uint32)
-    value = np.clip(np.array(value, np.float32), -1e30, 1e30)  # as the decoder leaves it
+    value = np.clip(np.array(amounts, np.float32), -1e30, 1e30)  # as the decoder leaves it
     found = step_features(
         Vocabulary(["view"]),
         Scaling(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import pytest
@@ -32,6 +32,7 @@ from worker.record import (
 from worker.schedule import Schedule
 from worker.states import States
 from worker.step import step
+from worker.task import Task
 
 START_MS = 1_760_000_000_000
 
@@ -95,7 +96,7 @@ class Writer:
 
     def __init__(self, model: Model, history_events: int) -> None:
         self.states = States(model, Schedule((), 1 << 60), 1000, history_events)
-        self.task: Any = SimpleNamespace(number=0, chunks={})
+        self.task = cast("Task", SimpleNamespace(number=0, chunks={}))
         self.states.own(self.task)
         self.row = self.states.arena.take(["u"], 0, self.states.tables)
         self.ring: list[bytes | None] = [None] * chunk_slots(history_events)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +17,7 @@ from world import World
 
 from demo.process import Process, free_port, start_on_free_ports
 from demo.programs import find_redis
+from demo.servers import RedisServer
 from demo.servers import redis as redis_server_of_ones_own
 from worker.store import Applied, Flush, Moved, Store, StoreError, StoreUnavailable, connect
 
@@ -49,7 +49,7 @@ def cluster() -> Iterator[tuple[str, Process]]:
 
 def answers(port: int) -> bool:
     try:
-        with redis.Redis(port=port, retry=None) as client:
+        with redis.Redis(port=port) as client:
             return bool(client.ping())
     except redis.RedisError:
         return False
@@ -65,7 +65,7 @@ def cluster_url() -> Iterator[str]:
 class Place:
     """Where stores are made: partitions of one group."""
 
-    client: redis.Redis
+    client: Any
     group: str
 
     def store(self, partition: int = 0, slots: int = 3) -> Store:
@@ -248,21 +248,22 @@ def test_applied_comes_back() -> None:
 
 
 @pytest.fixture(scope="module")
-def own() -> Iterator[Any]:
+def own() -> Iterator[RedisServer]:
     """A server that tests may bring into trouble."""
-    with redis_server_of_ones_own() as server, redis.Redis.from_url(server.url) as client:
-        client.url = server.url  # type: ignore[attr-defined]
-        yield client
+    with redis_server_of_ones_own() as server:
+        yield server
 
 
 @pytest.fixture
-def troubled(own: Any, unique: str) -> Iterator[Place]:
-    place = Place(own, unique)
-    place.store().flush(changes(["a"]), FIRST)
-    yield place
-    for name, value in (("maxmemory", "0"), ("min-replicas-to-write", "0"), ("save", "")):
-        own.config_set(name, value)
-    own.execute_command("REPLICAOF NO ONE")
+def troubled(own: RedisServer, unique: str) -> Iterator[Place]:
+    client: Any
+    with redis.Redis.from_url(own.url) as client:
+        place = Place(client, unique)
+        place.store().flush(changes(["a"]), FIRST)
+        yield place
+        for name, value in (("maxmemory", "0"), ("min-replicas-to-write", "0"), ("requirepass", "")):
+            client.config_set(name, value)
+        client.execute_command("REPLICAOF NO ONE")
 
 
 def test_a_full_redis_refuses_and_loses_nothing(troubled: Place) -> None:
@@ -307,12 +308,11 @@ def test_a_redis_that_is_away(unique: str) -> None:
     assert "hush" not in str(error.value)
 
 
-def test_a_login_that_is_refused(troubled: Place, unique: str) -> None:
-    url = troubled.client.url.replace("//", "//:hush@")  # type: ignore[attr-defined]
+def test_a_login_that_is_refused(troubled: Place, own: RedisServer, unique: str) -> None:
+    url = own.url.replace("//", "//:hush@")
     troubled.client.config_set("requirepass", "other")
     store = Store(connect(url, cluster=False, timeout_seconds=5, ssl_cafile=None), unique, 0, 1)
     unavailable(store.acquire, "Redis refuses this login: write its user and password into redis_url")
-    troubled.client.config_set("requirepass", "")
 
 
 def test_what_is_no_redis_is_not_taken_for_one(unique: str) -> None:
@@ -363,4 +363,4 @@ def test_a_worker_on_a_cluster(world: Callable[..., World], cluster_url: str) ->
         assert shop.workers[-1].stop() == 0
     expected, _ = shop.finish()
     assert len(expected.silences) > 0
-    assert json.loads(shop.client.get(f"{{{shop.name}:0}}:applied"))["partitions"] == 2
+    assert Store(shop.client, shop.name, 0, 3).acquire() is not None

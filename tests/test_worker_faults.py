@@ -35,7 +35,9 @@ def world(bootstrap: str, redis_url: str, unique: str, tmp_path: Path, zygote: Z
     """``world(partitions=2, redis_url=..., **worker settings)``: with a model, but no worker yet."""
     made: list[World] = []
 
-    def make(*, partitions: int = 2, redis_url: str = redis_url, bootstrap: str = bootstrap, model: bool = True, **settings: object) -> World:
+    def make(
+        *, partitions: int = 2, redis_url: str = redis_url, bootstrap: str = bootstrap, model: bool = True, **settings: object
+    ) -> World:
         name = f"{unique}-{len(made)}"
         (tmp_path / name).mkdir()
         made.append(World(bootstrap, redis_url, name, tmp_path / name, zygote, partitions, **settings))
@@ -108,13 +110,15 @@ def test_rebalances(world: Callable[..., World]) -> None:
     w.finish()
 
 
-def test_redis_flushed_while_running(world: Callable[..., World]) -> None:
+@pytest.mark.parametrize(("users", "step_ms"), [(60, 60_000), (20, 500)])
+def test_redis_flushed_while_running(world: Callable[..., World], users: int, step_ms: int) -> None:
+    """Noticed in the next read, or, where everybody is in memory and nobody is due, in the next flush."""
     with redis() as r:
         w = world(redis_url=r.url)
-        with w.feeding(stream(900, seed=2), per_second=200):
+        with w.feeding(stream(900, users, seed=2, step_ms=step_ms), per_second=200):
             worker = w.start()
             for _ in range(3):
-                w.progress(120)
+                w.progress(150)
                 w.client.flushall()
         w.finish()
         assert "acquiring a partition anew" in worker.text()

@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 import redis
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from oracle import Expected, Oracle, User
+from support import DAY_MS, HOUR_MS, ROOT, WorkerProcess, events, publish_model, read_all, wait_for
 
 from demo.servers import create_topics
 from model.artifact import Model
-from oracle import Expected, Oracle, User
-from support import DAY_MS, HOUR_MS, ROOT, WorkerProcess, events, publish_model, read_all, wait_for
 from worker.record import chunk_slots, history, parse, record_type
 from worker.store import Applied
 
@@ -405,7 +405,7 @@ class World:
         wait_for(lambda: all(self.applied(p) == end for p, end in self.ends().items() if end), 60, "all states in Redis")
         for worker in self.workers:
             if worker.status() is None:
-                assert worker.port  # it has got as far as to listen to signals
+                wait_for(lambda worker=worker: "model taken over" in worker.text(), 60, "a worker that listens to signals")  # type: ignore[misc]
                 assert worker.stop() == 0, worker.text()[-3000:]
         found = self.found()
         oracle = Oracle(

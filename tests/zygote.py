@@ -12,23 +12,15 @@ import sys
 import threading
 import traceback
 from contextlib import suppress
+from importlib import import_module
+
+NEEDED = ("torch", "redis", "fsspec.implementations.local", "kafka.admin", "worker.__main__", "worker.loop", "worker.transport_kafka")
 
 
 def preload() -> None:
-    import fsspec.implementations.local
-    import kafka
-    import kafka.admin
-    import redis
-    import torch
-
-    import model.http
-    import model.registry
-    import worker.__main__
-    import worker.loop
-    import worker.models
-    import worker.transport_kafka  # noqa: F401
-
-    torch.set_num_threads(1)
+    for name in NEEDED:
+        import_module(name)
+    import_module("torch").set_num_threads(1)
     assert threading.active_count() == 1, "a process with threads cannot fork safely"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -151,4 +152,7 @@ def examine(
             for measure, gauge in (("auc", metrics.auc), ("log_loss", metrics.log_loss), ("ece", metrics.ece)):
                 if measure in figures.get(who, {}):
                     gauge.labels(target, name).set(figures[who][measure])
+                if not first:
+                    with suppress(KeyError):  # the baseline has had its day
+                        gauge.remove(target, "baseline")
     return decision

@@ -9,29 +9,42 @@ class BatchLimit:
     """Bounds the micro-batch so that a batch takes about half the latency target: a record waits for the batch before its own, then for
     its own. The batch follows the load (it is whatever has gathered meanwhile); this only caps it.
 
+    A batch costs a fixed part (a transaction, round trips) and a part a record, both learned by a least-squares line through recent
+    batches. The cap never falls to where the fixed part is more than half of the cost: smaller batches would be slower for everybody.
+
     When batch after batch is full, the worker is behind: latency is lost anyway, and the largest batches catch up soonest.
     """
 
     FLOOR = 16
     BEHIND = 3  # full batches in a row
+    FORGET = 0.98
 
     def __init__(self, target_p99_ms: float, most: int) -> None:
         self._budget_seconds = target_p99_ms / 1000 / 2
         self._most = most
-        self._seconds_per_record = 0.0
         self._full = 0
+        self._weight = self._n = self._t = self._nn = self._nt = 0.0
+        for records, seconds in ((0, 0.005), (1000, 0.045)):  # what to expect of a machine nothing is known of
+            self._learn(records, seconds)
         self.records = most
 
     def observe(self, records: int, seconds: float) -> None:
         """A batch of `records` took `seconds`, in all stages."""
         self._full = self._full + 1 if records >= self.records else 0
-        if records >= self.FLOOR:  # fewer are all fixed costs, which say nothing of the cost of a record
-            cost = seconds / records
-            self._seconds_per_record = cost if not self._seconds_per_record else 0.9 * self._seconds_per_record + 0.1 * cost
-        if self._full >= self.BEHIND or not self._seconds_per_record:
-            self.records = self._most
-        else:
-            self.records = max(self.FLOOR, min(self._most, int(self._budget_seconds / self._seconds_per_record)))
+        self._learn(records, seconds)
+        spread = self._weight * self._nn - self._n * self._n
+        a_record = max((self._weight * self._nt - self._n * self._t) / spread, 1e-6) if spread > 1e-9 else 1e-6
+        fixed = max((self._t - a_record * self._n) / self._weight, 0.0)
+        cap = int(max((self._budget_seconds - fixed) / a_record, fixed / a_record, self.FLOOR))
+        self.records = self._most if self._full >= self.BEHIND else min(cap, self._most)
+
+    def _learn(self, records: int, seconds: float) -> None:
+        keep = self.FORGET
+        self._weight = self._weight * keep + 1
+        self._n = self._n * keep + records
+        self._t = self._t * keep + seconds
+        self._nn = self._nn * keep + records * records
+        self._nt = self._nt * keep + records * seconds
 
 
 class TooManyBadRecords(Exception):
