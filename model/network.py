@@ -76,17 +76,15 @@ class Network(nn.Module):
         out: torch.Tensor = self.head(torch.cat([hidden_NH, readout_NR], dim=-1))
         return out.view(-1, self.shape.sets, self.shape.bins)
 
+    def inputs(self, features: StepFeatures) -> torch.Tensor:
+        """(N, 39) the encoder's inputs on the network's device, from numpy columns."""
+        columns = (features.slot, features.item, features.category, features.numeric)
+        return self.encoder.inputs(*(torch.from_numpy(c).to(self.device) for c in columns))
+
     @torch.inference_mode()
     def step(self, hidden_NH: NDArray[np.float32], features: StepFeatures) -> torch.Tensor:
         """(N, H) on the network's device: the worker's step, from numpy columns."""
-        device = self.device
-        inputs = self.encoder.inputs(
-            torch.from_numpy(features.slot).to(device),
-            torch.from_numpy(features.item).to(device),
-            torch.from_numpy(features.category).to(device),
-            torch.from_numpy(features.numeric).to(device),
-        )
-        return self.encoder.step(torch.from_numpy(hidden_NH).to(device), inputs)
+        return self.encoder.step(torch.from_numpy(hidden_NH).to(self.device), self.inputs(features))
 
     @property
     def device(self) -> torch.device:

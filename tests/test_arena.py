@@ -117,7 +117,7 @@ def test_growing_keeps_everything_where_it_is() -> None:
 def scores(redis_url: str, unique: str, tmp_path: Path) -> Callable[..., list[tuple[str, int]]]:
     """(user, time) of every score that a worker with a small cache makes of events, one partition, in memory but for Redis."""
 
-    def run(events: list[tuple[str, int]], turns: int) -> list[tuple[str, int]]:
+    def run(events: list[tuple[str, int]], turns: int, **more: object) -> list[tuple[str, int]]:
         publish_model(tmp_path, "v1", hidden=4)
         broker, metrics = MemoryBroker(), Metrics()
         for topic in ("events", "scores", "dead-letters"):
@@ -125,7 +125,7 @@ def scores(redis_url: str, unique: str, tmp_path: Path) -> Callable[..., list[tu
         for user, at_ms in events:
             value = json.dumps({"user_id": user, "type": "view", "timestamp": at_ms}).encode()
             broker.append(Partition("events", 0), value, time_ms=at_ms)
-        settings = WorkerSettings.model_validate({"group": unique, "cache_users": 1000, "silence_hours": (24, 72)})
+        settings = WorkerSettings.model_validate({"group": unique, "cache_users": 1000, "silence_hours": (24, 72), **more})
         client = connect(redis_url, cluster=False, timeout_seconds=5, ssl_cafile=None)
         models = Models(Registry(str(tmp_path)), None, "cpu", metrics)
         worker = Worker(settings, lambda: MemoryTransport(broker, unique, ["events"]), client, models, metrics)
@@ -151,3 +151,10 @@ def test_a_small_cache_loses_no_silence(scores: Callable[..., list[tuple[str, in
 def test_a_batch_of_more_users_than_the_cache_holds(scores: Callable[..., list[tuple[str, int]]]) -> None:
     events = [(f"u{i % 1900}", START_MS + i) for i in range(4000)]
     assert sorted(scores(events, 20)) == sorted(events)
+
+
+def test_room_is_not_made_of_users_of_the_same_batch(scores: Callable[..., list[tuple[str, int]]]) -> None:
+    """Those used longest ago come back in a batch with strangers, for whom somebody has to go."""
+    users = [*(f"u{i}" for i in range(1000)), *(f"u{i}" for i in range(50)), *(f"new{i}" for i in range(300))]
+    events = [(user, START_MS + i) for i, user in enumerate(users)]
+    assert sorted(scores(events, 20, max_batch_records=1000)) == sorted(events)

@@ -32,7 +32,7 @@ def test_fixed_costs_do_not_make_batches_small() -> None:
 
 def test_a_batch_never_gets_too_small_to_go_on() -> None:
     limit = BatchLimit(1, 2000)
-    observe(limit, 0.0, 0.1, times=300)
+    observe(limit, 0.0, 0.1, sizes=(5, 9, 13), times=300)
     assert limit.records == BatchLimit.FLOOR
 
 

@@ -24,12 +24,13 @@ from worker.task import Task
 from worker.transport import Outgoing, Partition, Records, Transport, TransportError
 
 LEAP_USERS = 10_000  # most users fired in one transaction
-RENEW_USERS = 128  # states rebuilt between two batches, in the background
+RENEW_USERS = 32  # states rebuilt between two batches, in the background
+RENEW_SHARE = 0.1  # of the time that may go into it
 NOBODY_DUE_MS = 1 << 62
 
 
 class Processing:
-    """Decode, load, step, publish. Holds no state of its own but the share of bad records."""
+    """Decode, load, step, publish."""
 
     def __init__(
         self,
@@ -62,6 +63,7 @@ class Processing:
             settings.event_fields,
         )
         self._lateness_ms = round(settings.allowed_lateness_seconds * 1000)
+        self._renew_at = monotonic()
         self._bad = BadShare(settings.max_bad_share, settings.bad_window_records)
         self._dead_letter_bytes = patience("kafka", lambda: transport.message_bytes(settings.dead_letter_topic))
 
@@ -90,7 +92,8 @@ class Processing:
 
     def renew(self, task: Task) -> None:
         """Rebuild some states for the current encoder, in the background, until every stored one has it."""
-        if task.renewal_cursor is None or task.replaying:
+        started = self._monotonic()
+        if task.renewal_cursor is None or task.replaying or started < self._renew_at:
             return
         cursor = task.renewal_cursor
         following, users = self._patience("redis", lambda: task.store.scan(cursor, RENEW_USERS))
@@ -100,6 +103,7 @@ class Processing:
         task.renewal_cursor = following or None
         if task.renewal_cursor is None:
             task.encoder = self._states.model.manifest.encoder_id
+        self._renew_at = self._monotonic() + (self._monotonic() - started) / RENEW_SHARE
 
     def _score(self, sources: Sequence[Records], holding: frozenset[int] = frozenset()) -> None:
         """One micro-batch. holding: tasks whose clock is about to leap, see `_cut_at_leap`."""

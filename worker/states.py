@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from model import statistics
 from model.artifact import Model
 from model.features import Previous, step_features
 from worker.arena import Arena
-from worker.record import EVENT, chunk_slots, dequantise, history, identity, parse, quantise
+from worker.record import chunk_slots, dequantise, history, identity, parse, quantise
 from worker.schedule import Schedule
 from worker.store import Flush, StoreError
 from worker.task import Task
@@ -159,11 +160,13 @@ class States:
             chunks = [task.chunks.get((user, slot), ring[slot]) for slot in range(slots)]
             tail = prefix["tail"][i, : prefix["tail_length"][i]]
             histories.append(history(int(prefix["statistics"]["count"][i]), tail, chunks, self.history_events))
-        hidden, stats = replay(self.model, histories)
-        records["hidden"] = quantise(hidden)
+        again = Histories(self.model, histories)
+        records["hidden"] = again.hidden()
         alien = prefix["lineage"] != self.lineage
-        for name in ("counts", "last_seconds"):  # what depends on the vocabulary; the rest is as good as ever
-            prefix["statistics"][name][alien] = stats[name][alien]
+        if alien.any():
+            stats = again.statistics()
+            for name in ("counts", "last_seconds"):  # what depends on the vocabulary; the rest is as good as ever
+                prefix["statistics"][name][alien] = stats[name][alien]
         prefix["encoder"] = self.encoder
         prefix["lineage"] = self.lineage
         arena.write(rows, records)
@@ -171,23 +174,41 @@ class States:
         self.rebuilt += len(rows)
 
 
-def replay(model: Model, histories: Sequence[NDArray[np.void]]) -> tuple[NDArray[np.float32], NDArray[np.void]]:
-    """((N, H) hidden states, (N,) statistics) after each user's history (of dtype EVENT, oldest first), from an empty state."""
-    lengths = np.array([len(h) for h in histories])
-    hidden = np.zeros((len(histories), model.network.shape.hidden), np.float32)
-    stats = np.zeros(len(histories), statistics.STATISTICS)
-    previous = np.zeros(len(histories), EVENT)
-    for k in range(int(lengths.max(initial=0))):
-        who = np.flatnonzero(lengths > k)
-        event = np.array([histories[i][k] for i in who.tolist()], EVENT)
-        before = previous[who]
-        last = Previous(np.full(len(who), k > 0), before["time_ms"], before["type_hash"], before["item_hash"], before["category_hash"])
-        columns = (event["time_ms"], event["type_hash"], event["item_hash"], event["category_hash"], event["value"])
-        features = step_features(model.vocabulary, model.scaling, last, *columns)
-        hidden[who] = dequantise(quantise(model.network.step(hidden[who], features).cpu().numpy()))
-        own = stats[who]
-        statistics.update(own, features.slot, event["time_ms"], event["value"])
-        stats[who] = own
-        event["time_ms"] = own["last_ms"]
-        previous[who] = event
-    return hidden, stats
+class Histories:
+    """Users' last events, to be stepped again from an empty state: all users' first events together, then their second, and so on."""
+
+    def __init__(self, model: Model, histories: Sequence[NDArray[np.void]]) -> None:
+        """histories: one array of dtype EVENT a user, oldest first, in which time does not run backwards."""
+        self._model = model
+        lengths = np.array([len(h) for h in histories])
+        first = np.cumsum(lengths) - lengths
+        self._events = events = np.concatenate(histories)
+        self._rounds = [(np.flatnonzero(lengths > k), first[lengths > k] + k) for k in range(int(lengths.max(initial=0)))]
+        self._users = len(lengths)
+        before = events[np.maximum(np.arange(len(events)) - 1, 0)]
+        seen = np.ones(len(events), bool)
+        seen[first[lengths > 0]] = False
+        previous = Previous(seen, before["time_ms"], before["type_hash"], before["item_hash"], before["category_hash"])
+        columns = (events["time_ms"], events["type_hash"], events["item_hash"], events["category_hash"], events["value"])
+        self._features = step_features(model.vocabulary, model.scaling, previous, *columns)
+
+    @torch.inference_mode()
+    def hidden(self) -> NDArray[np.int16]:
+        """(N, H) hidden states, at rest."""
+        network = self._model.network
+        inputs = network.inputs(self._features)
+        state = torch.zeros(self._users, network.shape.hidden, device=network.device)
+        for who, event in self._rounds:
+            users = torch.from_numpy(who).to(state.device)
+            stepped = network.encoder.step(state[users], inputs[torch.from_numpy(event).to(state.device)])
+            state[users] = torch.from_numpy(dequantise(quantise(stepped.cpu().numpy()))).to(state.device)
+        return quantise(state.cpu().numpy())
+
+    def statistics(self) -> NDArray[np.void]:
+        """(N,) statistics."""
+        stats = np.zeros(self._users, statistics.STATISTICS)
+        for who, event in self._rounds:
+            own = stats[who]
+            statistics.update(own, self._features.slot[event], self._events["time_ms"][event], self._events["value"][event])
+            stats[who] = own
+        return stats
