@@ -12,7 +12,9 @@ from bench import throughput
 def main(arguments: list[str] | None = None) -> int:
     """The program."""
     plan = throughput.Plan()
-    parser = argparse.ArgumentParser(prog="python -m bench", formatter_class=argparse.RawDescriptionHelpFormatter, epilog=throughput.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench", formatter_class=argparse.RawDescriptionHelpFormatter, epilog=throughput.__doc__
+    )
     parser.add_argument("what", choices=["throughput"])
     parser.add_argument("--events", type=int, default=plan.events, help="of each throughput run (default %(default)s)")
     parser.add_argument("--users", type=int, nargs="+", default=plan.users, help="user counts (default 300 200000)")

@@ -37,7 +37,11 @@ def spread(values: Sequence[float]) -> float:
 
 def ratios(runs: Sequence[Run], users: int, guarantee: str) -> list[float]:
     """Events/s of the worker over those of the limit that ran beside it, one a round."""
-    found = {(r.case.client, r.round): r.span.events_per_s for r in runs if (r.case.users, r.case.guarantee, r.case.history) == (users, guarantee, 50)}
+    found = {
+        (r.case.client, r.round): r.span.events_per_s
+        for r in runs
+        if (r.case.users, r.case.guarantee, r.case.history) == (users, guarantee, 50)
+    }
     return [found["worker", n] / found["limit", n] for client, n in sorted(found) if client == "limit"]
 
 
@@ -73,7 +77,9 @@ def by_case(runs: Sequence[Run]) -> dict[Case, list[Run]]:
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Text in columns, the first two to the left."""
     widths = [max(len(row[i]) for row in [headers, *rows]) for i in range(len(headers))]
-    lines = [[cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))] for row in [headers, *rows]]
+    lines = [
+        [cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))] for row in [headers, *rows]
+    ]
     lines.insert(1, ["-" * w for w in widths])
     return "\n".join("  ".join(line).rstrip() for line in lines)
 

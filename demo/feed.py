@@ -24,6 +24,7 @@ from demo.stream import Shop, Stream
 
 TICK_S = 0.02
 CHUNK = 5000
+LATEST_S = 0.25  # a machine that was suspended has missed nothing: its shop was, too
 LARGEST_RECORD = 8 * 1024 * 1024
 Record = tuple[bytes | None, bytes | None]  # key, value
 
@@ -64,9 +65,11 @@ class Feed:
         """Every event when its time has come; `bad` malformed records among them."""
         begin = first = stream.live_from
         bad_ms, bad_begin = bad_times(stream, bad), 0
-        started = time.monotonic()
+        elapsed_s, looked_at = 0.0, time.monotonic()
         while begin < len(stream.history.time_ms) or bad_begin < bad:
-            now_ms = simulated_ms(stream, speed, time.monotonic() - started)
+            now = time.monotonic()
+            elapsed_s, looked_at = elapsed_s + min(now - looked_at, LATEST_S), now
+            now_ms = simulated_ms(stream, speed, elapsed_s)
             end, bad_end = min(due(stream.history.time_ms, now_ms), begin + CHUNK), due(bad_ms, now_ms)
             self.send(events(stream, begin, end))
             self.send([malformed(int(bad_ms[n]), n) for n in range(bad_begin, bad_end)])

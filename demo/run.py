@@ -87,7 +87,7 @@ def perform(play: Play, cast: Cast, board: Board, refresh: Refresh) -> Summary:
     with feed(play, cast, "history") as shop:
         scene.wait(f"writing {count:,} events of history", lambda: finished(shop), 60 + count / 1000, shop)
     history = ends(cast)
-    scene.wait("waiting for the first model", lambda: bool(board.promotions), 180, cast.trainer)
+    scene.wait("waiting for the first model", lambda: any(p.action == "promoted" for p in board.promotions), 180, cast.trainer)
     cast.trainer.step_back(TRAINER_NICE)
     scene.wait("catching up at full speed", lambda: board.events + board.dead_letters >= count, 60 + count / 500, cast.worker)
 

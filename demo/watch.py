@@ -45,7 +45,7 @@ class Tail:
     def _follow(self) -> None:
         try:
             while not self._stop.is_set():
-                if polled := self._consumer.poll(timeout_ms=200):
+                if polled := self._consumer.poll(timeout_ms=500):
                     self.arrived.put((time.time() * 1000, polled))
         except Exception as error:
             self.failure = error

@@ -110,12 +110,12 @@ def test_rebalances(world: Callable[..., World]) -> None:
     w.finish()
 
 
-@pytest.mark.parametrize(("users", "step_ms"), [(60, 60_000), (20, 500)])
-def test_redis_flushed_while_running(world: Callable[..., World], users: int, step_ms: int) -> None:
+@pytest.mark.parametrize(("users", "silence_hours"), [(60, "1,3,24"), (20, "48")])
+def test_redis_flushed_while_running(world: Callable[..., World], users: int, silence_hours: str) -> None:
     """Noticed in the next read, or, where everybody is in memory and nobody is due, in the next flush."""
     with redis() as r:
-        w = world(redis_url=r.url)
-        with w.feeding(stream(900, users, seed=2, step_ms=step_ms), per_second=200):
+        w = world(redis_url=r.url, silence_hours=silence_hours)
+        with w.feeding(stream(900, users, seed=2), per_second=200):
             worker = w.start()
             for _ in range(3):
                 w.progress(150)

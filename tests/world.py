@@ -29,7 +29,7 @@ from model.artifact import Model
 from worker.record import chunk_slots, history, parse, record_type
 from worker.store import Applied
 
-AGES_H = (1, 3, 24)
+SILENCE_HOURS = "1,3,24"
 RETENTION_DAYS = 3
 TOLERANCE = 1e-4
 HIDDEN_STEPS = 8  # of 3e-5: batches of another shape may round a unit another way, and the next steps carry that on
@@ -279,7 +279,7 @@ class World:
             "dead_letter_topic": self.dead,
             "metrics_port": 0,
             "worker_id": "w0",
-            "silence_hours": ",".join(map(str, AGES_H)),
+            "silence_hours": SILENCE_HOURS,
             "retention_days": RETENTION_DAYS,
             "idle_seconds": 1e6,
             "session_timeout_ms": 3000,
@@ -410,7 +410,7 @@ class World:
         found = self.found()
         oracle = Oracle(
             self.models[0],
-            [h * HOUR_MS for h in AGES_H],
+            [round(float(h) * HOUR_MS) for h in str(self.settings.get("silence_hours", SILENCE_HOURS)).split(",")],
             RETENTION_DAYS * DAY_MS,
             history_events=int(self.settings.get("history_events", 50)),  # type: ignore[call-overload]
         )
