@@ -1,7 +1,7 @@
 """States at rest, as if every user had a full history: what a worker finds in Redis that has run for long.
 
 Writing 50 events each for 200,000 users through Kafka would take minutes. So a few template users are taken through the worker's own
-`replay`, and every user gets the state of one of them, written by the worker's own `Store`.
+`Histories`, and every user gets the state of one of them, written by the worker's own `Store`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import redis
 from bench.stream import PARTITIONS, TYPES, partition_of, user_name
 from model.artifact import Model
 from model.events import stable_hash
-from worker.record import EVENT, FORMAT, TAIL, chunk_slots, encode_chunk, identity, quantise, record_type
+from worker.record import EVENT, FORMAT, TAIL, chunk_slots, encode_chunk, identity, record_type
 from worker.schedule import NEVER_MS
-from worker.states import replay
+from worker.states import Histories
 from worker.store import Applied, Flush, Store
 
 TEMPLATES = 32
@@ -42,14 +42,14 @@ def template_histories(history_events: int, end_ms: int) -> list[np.ndarray]:
 
 def template_records(model: Model, histories: list[np.ndarray]) -> np.ndarray:
     """(TEMPLATES,) records of the worker's at-rest format."""
-    hidden, stats = replay(model, histories)
-    records = np.zeros(len(histories), record_type(hidden.shape[1]))
+    taken = Histories(model, histories)
+    records = np.zeros(len(histories), record_type(model.network.shape.hidden))
     prefix = records["prefix"]
     prefix["format"] = FORMAT
     prefix["encoder"] = identity(model.manifest.encoder_id)
     prefix["lineage"] = identity(model.manifest.lineage)
-    prefix["statistics"] = stats
-    records["hidden"] = quantise(hidden)
+    prefix["statistics"] = taken.statistics()
+    records["hidden"] = taken.hidden()
     for i, history in enumerate(histories):
         prefix["previous"][i] = history[-1]
         tail = history[len(history) // TAIL * TAIL :]

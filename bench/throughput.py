@@ -198,8 +198,8 @@ def run(plan: Plan, as_json: bool) -> int:
     print(report.latency_table(latency))
     print()
     print(
-        f"An event at a history of {HISTORIES[1]} costs {summary['history_cost_ratio']:.2f} of one at {HISTORIES[0]}. Histories full, silence scores off,"
-        f" {plan.events:,} events of 190 bytes a run, {plan.rounds} rounds, {summary['seconds']} s in all."
+        f"An event at a history of {HISTORIES[1]} costs {summary['history_cost_ratio']:.2f} of one at {HISTORIES[0]}. Histories full, "
+        f"silence scores off, {plan.events:,} events of 190 bytes a run, {plan.rounds} rounds, {summary['seconds']} s in all."
     )
     if as_json:
         print(json.dumps(summary))

@@ -64,6 +64,12 @@ class Cast:
     def registry(self) -> Path:
         return self.trainer.directory / "registry"
 
+    def check(self) -> None:
+        """Raises ProgramEnded for whoever is no longer there."""
+        servers = [Program(p.name, p) for p in (self.kafka.process, self.redis.process) if p]
+        for each in (*servers, self.trainer, self.worker):
+            each.check()
+
 
 @contextmanager
 def programs(play: Play, kafka: KafkaServer, redis: RedisServer, names: Topics) -> Iterator[Cast]:
@@ -100,10 +106,10 @@ def programs(play: Play, kafka: KafkaServer, redis: RedisServer, names: Topics) 
         "REDIS_URL": redis.url,
         "MODEL_POLL_SECONDS": 1,
     }
-    with program("trainer", ["trainer", "run"], {**shared, **prefixed("TRAINER", trainer_settings)}) as trainer:
+    with program("The trainer", ["trainer", "run"], {**shared, **prefixed("TRAINER", trainer_settings)}) as trainer:
         registry = {"STREAMSCORE_REGISTRY": trainer.directory / "registry"}
         settings = {**shared, **registry, **prefixed("WORKER", worker_settings)}
-        with program("worker", ["worker", "run"], settings, patience_s=15) as worker:
+        with program("The worker", ["worker", "run"], settings, patience_s=15) as worker:
             yield Cast(kafka, redis, names, trainer, worker, trainer_port, worker_port)
 
 
@@ -115,7 +121,7 @@ def feed(play: Play, cast: Cast, part: str) -> Iterator[Program]:
         *("--speed", str(play.speed), "--bad", str(BAD_RECORDS if play.stream.law else 0)),  # a file of one's own is as bad as it is
         *play.source.arguments(),
     ]
-    with program("shop", ["demo.feed", *arguments], {}, nice=5) as shop:
+    with program("The shop", ["demo.feed", *arguments], {}, nice=5) as shop:
         yield shop
 
 
@@ -124,7 +130,7 @@ def finished(shop: Program) -> bool:
     if shop.alive:
         return False
     if not any("written" in line for line in shop.log[-1:]):
-        raise ProgramEnded(f"The {shop.name} ended before its part was written. {shop.last_words()}")
+        raise ProgramEnded(f"{shop.name} ended before its part was written. {shop.last_words()}")
     return True
 
 

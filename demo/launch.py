@@ -29,7 +29,7 @@ class Program:
 
     name: str
     process: Process
-    patience_s: float
+    patience_s: float = 5
 
     @property
     def directory(self) -> Path:
@@ -53,7 +53,7 @@ class Program:
 
     def check(self) -> None:
         if not self.alive:
-            raise ProgramEnded(f"The {self.name} ended unexpectedly. {self.last_words()}")
+            raise ProgramEnded(f"{self.name} ended unexpectedly. {self.last_words()}")
 
     def last_words(self) -> str:
         return "The end of its log:\n" + "\n".join(f"    {line}" for line in self.log)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass
 
@@ -55,15 +55,14 @@ class Scene:
     board: Board
     observer: Observer
     refresh: Refresh
-    programs: Sequence[Program]
+    cast: Cast
 
     def say(self, sentence: str) -> None:
         self.board.say(sentence)
         self.refresh()
 
     def look(self) -> None:
-        for each in self.programs:
-            each.check()
+        self.cast.check()
         if self.observer.look():
             self.refresh()
 
@@ -81,7 +80,7 @@ def perform(play: Play, cast: Cast, board: Board, refresh: Refresh) -> Summary:
     """The plot."""
     stream, bootstrap, names = play.stream, cast.kafka.bootstrap, cast.names
     observer = Observer(board, stream, Endpoint(cast.worker_port), cast.trainer, cast.registry)
-    scene = Scene(board, observer, refresh, (cast.worker, cast.trainer))
+    scene = Scene(board, observer, refresh, cast)
 
     count = stream.live_from
     with feed(play, cast, "history") as shop:
@@ -129,8 +128,7 @@ def keep(cast: Cast, console: Console) -> None:
         console.print(f"  {name:8} {address}", markup=False, highlight=False, soft_wrap=True)
     with suppress(KeyboardInterrupt):
         while True:
-            cast.worker.check()
-            cast.trainer.check()
+            cast.check()
             time.sleep(0.5)
 
 

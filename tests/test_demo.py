@@ -419,7 +419,7 @@ def test_a_program_that_ends_is_quoted() -> None:
     with program("helper", ["no_such_module"], {}) as helper:
         while helper.alive:
             time.sleep(0.01)
-        with pytest.raises(ProgramEnded, match=r"(?s)The helper ended unexpectedly.*No module named no_such_module"):
+        with pytest.raises(ProgramEnded, match=r"(?s)helper ended unexpectedly.*No module named no_such_module"):
             helper.check()
 
 
