@@ -90,6 +90,9 @@ class Service:
 
         if self._settings.nice:
             os.nice(self._settings.nice)
+        if self._settings.nice == 19 and hasattr(os, "SCHED_IDLE"):
+            # A processor that runs nothing else counts as idle: whoever wakes up is put there at once, which niceness alone does not give.
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
         if self._settings.threads:
             torch.set_num_threads(self._settings.threads)
         keep_freed_memory()
