@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--plain", action="store_true", help="lines instead of a full screen (so it is where stdout is no terminal)")
     shop = top.add_argument_group("the simulated shop")
     shop.add_argument(
-        "--users", type=users, metavar="N", default=4500, help="users who ever come; about a third are active at any time (4500)"
+        "--users", type=users, metavar="N", default=2000, help="users who ever come; about a third are active at any time (2000)"
     )
     shop.add_argument("--seed", type=int, metavar="N", default=0, help="another seed, another course of events (0)")
     file = top.add_argument_group("your own events instead")

@@ -119,7 +119,7 @@ def main() -> None:
     parser.add_argument("--speed", type=speed, default=DAY_MS / 1000, help="simulated seconds a second, or max (86400: a day a second)")
     parser.add_argument("--bad", type=int, default=0, metavar="N", help="malformed records among the live ones (0)")
     shop = parser.add_argument_group("the shop")
-    shop.add_argument("--users", type=int, default=4500, help="users who ever come (4500)")
+    shop.add_argument("--users", type=int, default=2000, help="users who ever come (2000)")
     shop.add_argument("--seed", type=int, default=0, help="another seed, another sample (0)")
     shop.add_argument("--history-days", type=float, default=85, help="days of history (85)")
     shop.add_argument("--live-days", type=float, default=65, help="days after it (65)")
