@@ -23,7 +23,7 @@ BAD_RECORDS = 24
 ROUND_EVERY_S, ROUND_BUDGET_S = 40, 14
 ROUND_SHARE = 0.4
 """Of the live part: where that is short, rounds follow each other more quickly, so that there is a model to swap to."""
-TRAINER_NICE = 5
+TRAINER_NICE = 19
 """While events are live: there are two cores for everything, and whoever waits for a score comes first."""
 YEARS_DAYS = 36_500
 

@@ -56,7 +56,7 @@ class Program:
             raise ProgramEnded(f"{self.name} ended unexpectedly. {self.last_words()}")
 
     def last_words(self) -> str:
-        return "The end of its log:\n" + "\n".join(f"    {line}" for line in self.log)
+        return "\n    ".join(["The end of its log:", *self.log]) if self.log else "Its log is empty."
 
     def step_back(self, nice: int) -> None:
         """Let others have the CPU first, or no longer (0). Where the kernel shares the CPU out by session (sched_autogroup, the default
