@@ -35,7 +35,11 @@ class Metrics:
         self.window_users = gauge("window_users", "Users with an event in the last round's window")
         self.window_events = gauge("window_events", "Events in the last round's window")
         self.window_end = gauge("window_end_timestamp_seconds", "Time of the newest event in the last round's window")
-        self.rounds = counter("rounds", "Rounds by outcome: promoted, rejected, published, waiting, failed", "outcome")
+        self.rounds = counter(
+            "rounds",
+            "Rounds by outcome: promoted, rejected, published, outdated (another champion came meanwhile), waiting, failed",
+            "outcome",
+        )
         self.round_seconds = Histogram(
             "streamscore_trainer_round_seconds",
             "Seconds of a round by stage: load, dataset, fit, evaluate, publish",

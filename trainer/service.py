@@ -111,6 +111,8 @@ class Service:
                     if reason != said:
                         self._say(f"waiting: {reason}")
                     said, due = reason, now
+                elif outcome == "outdated":
+                    said, due, seen_rows = "", now, -1  # judged again at once, against the champion of now
                 else:
                     said, due = "", now + (RETRY_SECONDS if outcome == "failed" else self._settings.round_interval_seconds)
             self._stop.wait(LOOK_SECONDS)
