@@ -37,8 +37,9 @@ class Metrics:
         self.window_end = gauge("window_end_timestamp_seconds", "Time of the newest event in the last round's window")
         self.rounds = counter(
             "rounds",
-            "Rounds by outcome: promoted, rejected, published, outdated (another champion came meanwhile), waiting, failed",
+            "Rounds and refreshes by outcome: promoted, rejected, published, outdated (another champion came meanwhile), waiting, failed",
             "outcome",
+            "rhythm",
         )
         self.round_seconds = Histogram(
             "streamscore_trainer_round_seconds",
@@ -57,6 +58,11 @@ class Metrics:
         self.ece = gauge("ece", "Expected calibration error on the last round's test window", "target", "model")
         self.promotions = counter("promotions", "Models promoted")
         self.rejections = counter("rejections", "Models that the gate rejected")
+        self.event_to_promotion = gauge(
+            "event_to_promotion_seconds",
+            "From the newest event in the window to the promotion, last time, by rhythm: round, refresh",
+            "rhythm",
+        )
         self.last_promotion = gauge("last_promotion_timestamp_seconds", "When `current` was last moved by this trainer")
 
     @contextmanager

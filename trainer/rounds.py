@@ -1,4 +1,7 @@
-"""One round, from top to bottom: window -> dataset -> fit -> evaluate -> gate -> publish -> promote or reject -> prune."""
+"""One round, from top to bottom: window -> dataset -> fit -> evaluate -> gate -> publish -> promote or reject -> prune.
+
+A refresh is a round that fits the champion's heads alone (`trainer.refresh`): the same window, the same gate, the same promotion.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,8 @@ from trainer.challenger import Challenger, Split, train
 from trainer.fit import Progress, Stopped, no_progress
 from trainer.history import History, sample_users
 from trainer.metrics import Metrics
+from trainer.refresh import obstacle, refresh
+from trainer.rhythms import Rhythm
 from trainer.settings import TrainerSettings
 
 Kind = Literal["promoted", "rejected", "published", "outdated", "waiting"]
@@ -45,6 +50,7 @@ def run_round(
     now: datetime,
     by: str = "trainer",
     promote: bool = True,
+    rhythm: Rhythm = "round",
     progress: Progress = no_progress,
     stopping: Callable[[], bool] = lambda: False,
 ) -> Outcome:
@@ -55,9 +61,12 @@ def run_round(
         return Outcome("waiting", lacking)
     standing = registry.settle()
     champion = load_champion(registry, settings)
+    if rhythm == "refresh" and (reason := obstacle(champion, settings)):
+        return Outcome("waiting", reason)
     rng = np.random.default_rng(settings.seed)
 
-    challenger = train(sample_users(history, settings.max_events), split, champion, settings, metrics, now, rng, progress, stopping)
+    fit = train if rhythm == "round" else refresh
+    challenger = fit(sample_users(history, settings.max_events), split, champion, settings, metrics, now, rng, progress, stopping)
     with metrics.timed("evaluate"):
         decision = examine(history, split, challenger, champion, settings, metrics, rng)
     if stopping():
