@@ -14,7 +14,7 @@ import pytest
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 
 from trainer import collect as collect_module
-from trainer.collect import Collector, Waiting
+from trainer.collect import Collector, Waiting, follow
 from trainer.log import EventLog, files_in, read
 from trainer.metrics import Metrics
 from trainer.settings import TrainerSettings
@@ -127,6 +127,33 @@ def test_records_that_kafka_dropped_are_missed_aloud(
     assert f"topic {topic}, partition 0: records 10 to 24 are no longer retained" in caplog.text
     assert metrics.registry.get_sample_value("streamscore_trainer_missing_records_total") == 15
     assert places(settings) == sorted([*((0, o) for o in (*range(10), *range(25, 30))), *((1, o) for o in range(30))])
+
+
+def test_a_full_disk_is_said_and_waited_for_and_nothing_is_lost(
+    producer: KafkaProducer, settings: TrainerSettings, little_disk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (topic,) = settings.event_topics
+    send(producer, topic, [event(i, attributes={"noise": random.Random(i).randbytes(100).hex()}) for i in range(500)])
+    settings = settings.model_copy(update={"log_directory": little_disk / "log"})
+    log, metrics = EventLog(settings.log_directory), Metrics()
+    ballast = little_disk / "ballast"
+    ballast.write_bytes(b"x" * 200_000)
+    waits = 0
+
+    def wait(_: float) -> None:
+        nonlocal waits
+        waits += 1
+        if waits == 3:  # somebody makes room
+            ballast.unlink()
+
+    collector = Collector(settings, log, metrics)
+    follow(collector, lambda: collector.caught_up and log.waiting == 0, wait)
+    log.close()
+    assert waits == 3
+    assert f"trying again: cannot write to log_directory {settings.log_directory}: No space left on device" in caplog.text
+    assert caplog.text.count("No space left on device") == 1  # said once, not at every try
+    assert metrics.registry.get_sample_value("streamscore_trainer_log_failures_total") == 3
+    assert places(settings) == sorted((n % 2, n // 2) for n in range(500))
 
 
 def flushes(settings: TrainerSettings) -> int:

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -127,13 +127,13 @@ def test_a_share_of_the_users_is_read_whole_and_the_shares_make_up_the_log(tmp_p
 
 def test_many_flushes_make_few_files(tmp_path: Path, small: None) -> None:
     log, written = EventLog(tmp_path), 0
-    for i in range(300):
+    for i in range(150):
         take(log, A, i * 4, i * 4 + 4)
         written += log.compact()
     assert max(days(tmp_path).values()) <= 5
     assert len(list(tmp_path.glob("*.parquet"))) <= 2
     assert written <= 12 * log.rows
-    assert offsets(tmp_path) == list(range(1200))
+    assert offsets(tmp_path) == list(range(600))
 
 
 def test_days_go_when_they_are_old_and_offsets_stay(tmp_path: Path, small: None) -> None:
@@ -272,12 +272,12 @@ from test_trainer_log import A, B, DAY_MS, rows
 import trainer.log as log_module
 log_module.FAN_IN = 3
 log = log_module.EventLog(Path(sys.argv[1]))
-print(flush=True)
 for i in range(100_000):
     for partition in (A, B):
         begin = log.next_offsets.get(partition, 0)
         log.append(rows(partition, begin, begin + 5, DAY_MS // 1000), partition, begin + 5)
     log.flush()
+    print(flush=True)
     log.compact()
 """
     chance = random.Random(3)
@@ -285,10 +285,9 @@ for i in range(100_000):
     for _ in range(5):
         process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE)
         assert process.stdout
-        process.stdout.readline()
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(chance.uniform(0.05, 0.3))
-        process.kill()
+        for _ in range(chance.randrange(1, 40)):
+            process.stdout.readline()
+        process.kill()  # in the middle of whatever it does after the n-th flush
         process.wait()
         log = EventLog(tmp_path)
         end = log.next_offsets.get(A, 0)
@@ -296,18 +295,7 @@ for i in range(100_000):
         assert offsets(tmp_path, A) == offsets(tmp_path, B) == list(range(end))
         log.close()
         ends.append(end)
-    assert ends[-1] > 0
-
-
-@pytest.fixture
-def little_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of 256 kB."""
-    mount = tmp_path / "disk"
-    mount.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(mount)], capture_output=True).returncode:
-        pytest.skip("mounting a file system takes root")
-    yield mount
-    subprocess.run(["umount", str(mount)], check=True)
+    assert ends[-1] > ends[1] > 0
 
 
 def test_a_disk_that_is_really_full_loses_nothing_and_says_so(little_disk: Path, small: None) -> None:

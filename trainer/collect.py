@@ -91,10 +91,14 @@ class Collector:
     def flush(self) -> None:
         """Make the log durable, thin it out, and tell Kafka how far it is. Raises LogError where the disk does not take it."""
         log, settings, metrics = self._log, self._settings, self._metrics
-        if log.flush():
-            keep_ms = int((settings.window_days + settings.log_margin_days) * DAY_MS)
-            log.retain((log.newest_ms or 0) - keep_ms)
-            log.compact()
+        try:
+            if log.flush():
+                keep_ms = int((settings.window_days + settings.log_margin_days) * DAY_MS)
+                log.retain((log.newest_ms or 0) - keep_ms)
+                log.compact()
+        except LogError:
+            metrics.log_failures.inc()
+            raise
         self._unflushed_since = None
         metrics.log_bytes.set(log.bytes)
         metrics.log_files.set(len(log.files))

@@ -29,6 +29,7 @@ class Metrics:
         self.lag = gauge("lag_records", "Records of a partition that are still to be read", "topic", "partition")
         self.log_bytes = gauge("log_bytes", "Size of the log on disk")
         self.log_files = gauge("log_files", "Files of the log")
+        self.log_failures = counter("log_failures", "Times that the disk did not take what was to be written to the log")
         self.log_rows = gauge("log_rows", "Events in the log on disk")
         self.connected = gauge("kafka_connected", "1 while Kafka answers")
 
