@@ -16,7 +16,7 @@ from model.artifact import Model
 from model.events import stable_hash
 from worker.record import EVENT, FORMAT, TAIL, chunk_slots, encode_chunk, identity, record_type
 from worker.schedule import NEVER_MS
-from worker.states import Histories
+from worker.states import Histories, timer_seconds
 from worker.store import Applied, Flush, Store
 
 TEMPLATES = 32
@@ -49,6 +49,7 @@ def template_records(model: Model, histories: list[np.ndarray]) -> np.ndarray:
     prefix["encoder"] = identity(model.manifest.encoder_id)
     prefix["lineage"] = identity(model.manifest.lineage)
     prefix["statistics"] = taken.statistics()
+    prefix["stored_due_seconds"] = timer_seconds(prefix["statistics"]["last_ms"] + DUE_MS)
     records["hidden"] = taken.hidden()
     for i, history in enumerate(histories):
         prefix["previous"][i] = history[-1]

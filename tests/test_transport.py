@@ -396,7 +396,7 @@ def test_a_second_producer_with_the_same_transactional_id_fences_the_first(log: 
     drive(lambda: first.owned, first)
     first.transport.publish([Outgoing(scores, 0, [b"a"], [b"1"])], {})
     second = log.join(events, worker_id="same")
-    drive(lambda: first.owned and second.owned, first, second)
+    drive(lambda: len(first.owned) == 1 == len(second.owned), first, second)
     second.transport.publish([Outgoing(scores, 0, [b"a"], [b"2"])], {})
     with pytest.raises(Fenced, match="transactional id"):
         first.transport.publish([Outgoing(scores, 0, [b"a"], [b"3"])], dict.fromkeys(first.owned, Position(1)))

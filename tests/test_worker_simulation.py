@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -55,6 +57,30 @@ class Models:
     def watch(self, every_seconds: float) -> None: ...
 
     def close(self) -> None: ...
+
+
+class SoonerOrLater(Executor):
+    """Does its work at once or when the outcome is waited for, as chance has it: the two ends of what a thread may do."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+
+    def submit(self, call: Any, /, *arguments: Any, **options: Any) -> Any:
+        future: Any = Future()
+
+        def run() -> Any:
+            if not future.done():
+                try:
+                    future.set_result(call(*arguments, **options))
+                except BaseException as error:
+                    future.set_exception(error)
+            return Future.result(future)
+
+        if self._rng.random() < 0.5:
+            with suppress(BaseException):
+                run()
+        future.result = run
+        return future
 
 
 @dataclass
@@ -135,6 +161,7 @@ class Simulation:
             Metrics(),
             monotonic=lambda: self.now,
             wall=lambda: self.now,  # type: ignore[arg-type]
+            beside=SoonerOrLater(random.Random(f"{self.seed}/{slot}/{self.now}")),
         )
         member.worker.start()
         member.worker.processing.move_clock = self._watched(member)  # type: ignore[method-assign]
@@ -153,7 +180,8 @@ class Simulation:
 
     def close(self, slot: int) -> None:
         self.say(f"close {slot}")
-        self.members.pop(slot).worker.close()
+        self.members[slot].worker.close()
+        del self.members[slot]
 
     def _watched(self, member: Member) -> Callable[[Task], None]:
         """`move_clock`, noting where the wall clock moved a partition's clock on: nothing in the log says so."""

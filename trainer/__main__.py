@@ -101,8 +101,8 @@ def train(settings: TrainerSettings, source: Path | None, promote: bool) -> int:
     """One round. Exit status 0 also where the gate rejected: that is an answer, not a failure."""
     import torch
 
+    from model.memory import keep_freed_memory
     from model.registry import Registry
-    from trainer.fit import keep_freed_memory
     from trainer.history import from_table, read_file
     from trainer.metrics import Metrics
     from trainer.rounds import run_round

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import ctypes
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -153,14 +152,3 @@ def warm_up() -> None:
     parameter = torch.nn.Parameter(torch.zeros(1))
     parameter.sum().backward()  # type: ignore[no-untyped-call]
     torch.optim.AdamW([parameter]).step()
-
-
-def keep_freed_memory() -> None:
-    """Tell glibc to keep freed memory: every batch frees and takes the same tens of megabytes, and page faults took half of an epoch."""
-    m_trim_threshold, m_mmap_threshold = -1, -3
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):  # not glibc
-        return
-    mallopt(m_mmap_threshold, 1 << 30)
-    mallopt(m_trim_threshold, 1 << 30)

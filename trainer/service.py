@@ -86,7 +86,8 @@ class Service:
         """What need not wait for data: stepping back for others, and torch, which takes seconds to come up."""
         import torch
 
-        from trainer.fit import keep_freed_memory, warm_up
+        from model.memory import keep_freed_memory
+        from trainer.fit import warm_up
 
         if self._settings.nice:
             os.nice(self._settings.nice)

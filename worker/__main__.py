@@ -62,6 +62,7 @@ def run(settings: WorkerSettings) -> int:
     import torch
 
     from model.http import serve
+    from model.memory import keep_freed_memory
     from model.registry import Registry
     from worker.acquire import Refused
     from worker.batch import TooManyBadRecords
@@ -73,6 +74,7 @@ def run(settings: WorkerSettings) -> int:
     from worker.transport_kafka import KafkaTransport
 
     torch.set_num_threads(settings.threads)
+    keep_freed_memory()
     metrics = Metrics()
     models = Models(Registry(settings.registry), settings.targets, settings.device, metrics)
     try:

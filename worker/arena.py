@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 from worker.record import record_type
 
+COLUMNS = ("partition", "due_ms", "stored_due_ms", "dirty", "touched")
+UNKNOWN = -(1 << 62)
+
 
 class ArenaFull(Exception):
     """Every row is dirty or in use: flush, then try again, then `grow` by as many rows as args[0] says are missing."""
@@ -18,9 +21,10 @@ class ArenaFull(Exception):
 class Arena:
     """`records` (capacity,) of `record_type(hidden)`, with what is kept in memory alone beside it.
 
-    user, partition: whose row it is (partition -1: free). due_ms: when the user is due next. dirty: changed since the last flush.
-    touched: the tick (batch number) of the last use. firing: by partition, up to when its dues are about to be fired: whoever is due
-    until then is in use, too.
+    user, partition: whose row it is (partition -1: free). due_ms: when the user is due next. stored_due_ms: when the user's timer stands in
+    Redis, to the second below, UNKNOWN until it is written. dirty: changed since the last flush. touched: the tick (batch number) of the
+    last use. firing: by partition, up to when its dues are about to be fired: whoever is due until then, or has a timer that goes off,
+    is in use, too.
     """
 
     def __init__(self, capacity: int, hidden: int) -> None:
@@ -31,6 +35,7 @@ class Arena:
         self.user: list[str] = [""] * capacity
         self.partition = np.full(capacity, -1, np.int32)
         self.due_ms = np.zeros(capacity, np.int64)
+        self.stored_due_ms = np.full(capacity, UNKNOWN, np.int64)
         self.dirty = np.zeros(capacity, bool)
         self.touched = np.zeros(capacity, np.int64)
         self.tick = 0
@@ -43,10 +48,10 @@ class Arena:
     def grow(self, rows: int) -> None:
         """More capacity, where one batch needs more than there is."""
         bigger = Arena(self.capacity + rows, self.hidden)
-        for name in ("records", "partition", "due_ms", "dirty", "touched"):
+        for name in ("records", *COLUMNS):
             getattr(bigger, name)[: self.capacity] = getattr(self, name)
-        self.records, self._opaque, self.partition, self.due_ms = bigger.records, bigger._opaque, bigger.partition, bigger.due_ms
-        self.dirty, self.touched = bigger.dirty, bigger.touched
+            setattr(self, name, getattr(bigger, name))
+        self._opaque = bigger._opaque
         self.user += [""] * rows
         self._free += range(self.capacity, self.capacity + rows)
         self.capacity += rows
@@ -58,6 +63,10 @@ class Arena:
     def write(self, rows: NDArray[np.int64], records: NDArray[np.void]) -> None:
         """Put records of `read` back."""
         self._opaque[rows] = records.view(self._opaque.dtype)
+
+    def clear(self, rows: NDArray[np.int64]) -> None:
+        """Make some records those of users never seen."""
+        self._opaque[rows] = np.zeros((), self._opaque.dtype)
 
     def take(self, users: list[str], partition: int, rows_of: dict[int, dict[str, int]]) -> NDArray[np.int64]:
         """Rows for users who have none yet, entered into `rows_of[partition]`; their records are for the caller to fill in.
@@ -89,7 +98,7 @@ class Arena:
     def _evict(self, wanted: int, needed: int, rows_of: dict[int, dict[str, int]]) -> None:
         idle = (self.partition >= 0) & ~self.dirty & (self.touched < self.tick)
         for partition, upto_ms in self.firing.items():
-            idle &= (self.partition != partition) | (self.due_ms > upto_ms)
+            idle &= (self.partition != partition) | (np.minimum(self.due_ms, self.stored_due_ms) > upto_ms)
         clean = np.flatnonzero(idle)
         if (missing := needed - len(clean) - len(self._free)) > 0:
             raise ArenaFull(missing)

@@ -5,7 +5,8 @@ THE ORDER OF DURABILITY. Whoever wants to know what survives a crash reads this.
 exactly_once
     1. One Kafka transaction holds a batch's scores, dead letters, consumed offsets and, in their metadata, the clock up to which silence
        scores are out. Its commit is the moment at which the batch has happened.
-    2. Later, between batches, the changed states go to Redis with `applied`, in one atomic compare-and-set a partition (worker.store).
+    2. Later, between batches, the changed states are sent to Redis with `applied`, in one atomic compare-and-set a partition
+       (worker.store). Its answer is waited for before anything else is asked of Redis about that partition.
     A crash before 1: nothing happened; the batch is read again. Between 1 and 2: `applied` is behind the committed offset; the records in
     between are replayed into the states and nothing is published (worker.acquire). After 2: nothing to repair.
 at_least_once
@@ -21,6 +22,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
 
 import numpy as np
 import redis
@@ -46,7 +48,8 @@ POLL_MS = 100
 
 
 class Worker:
-    """One worker. `run_once` is one turn of the loop; everything happens in the thread that calls it. `patience.stop` ends it."""
+    """One worker. `run_once` is one turn of the loop; everything happens in the thread that calls it, but for Redis' work on a flush, which
+    is waited for in a thread of its own while the next batch is polled and decoded. `patience.stop` ends it."""
 
     def __init__(
         self,
@@ -58,6 +61,7 @@ class Worker:
         *,
         monotonic: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
+        beside: Executor | None = None,
     ) -> None:
         self.settings = settings
         self.metrics = metrics
@@ -67,6 +71,7 @@ class Worker:
         self._models = models
         self._monotonic = monotonic
         self._wall = wall
+        self._beside = beside or ThreadPoolExecutor(1, "flush")
         self._limit = BatchLimit(settings.target_p99_ms, settings.max_batch_records)
         self._flushed_at = monotonic()
         self._transport: Transport | None = None
@@ -109,7 +114,9 @@ class Worker:
         schedule = Schedule(tuple(round(h * 3_600_000) for h in settings.silence_hours), round(settings.retention_days * DAY_MS))
         self.states = States(loaded.model, schedule, settings.cache_users, settings.history_events)
         scoring = Scoring(loaded, settings.score_topic, self._same_partition)
-        self.owned = Ownership(settings, transport, self._redis, self.states, partitions, patience, self.metrics, self._monotonic)
+        self.owned = Ownership(
+            settings, transport, self._redis, self.states, partitions, patience, self.metrics, self._monotonic, self._beside
+        )
         self.processing = Processing(
             settings, transport, self.owned, self.states, scoring, patience, self.metrics, self._monotonic, self._wall
         )
@@ -142,6 +149,7 @@ class Worker:
         if self._transport:
             self.owned.close()
             self._transport.close()
+        self._beside.shutdown()
 
     def _first_model(self) -> Loaded:
         self._models.check()

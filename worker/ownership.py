@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -40,6 +41,7 @@ class Ownership:
         patience: Patience,
         metrics: Metrics,
         monotonic: Callable[[], float],
+        beside: Executor,
     ) -> None:
         self.tasks: dict[int, Task] = {}
         self._settings = settings
@@ -52,6 +54,7 @@ class Ownership:
         self._monotonic = monotonic
         self._forgotten: set[int] = set()
         self._at_risk: set[int] = set()
+        self._beside = beside
 
     def revoke(self, partitions: Iterable[Partition]) -> None:
         """Let go. What is flushed now, the next owner need not replay; should it be quicker, the compare-and-set protects it."""
@@ -60,6 +63,7 @@ class Ownership:
             try:
                 if number not in self._forgotten:
                     self._flush(task)
+                    task.store.settle()
             except (Moved, StoreUnavailable, TransportError) as error:
                 log.info("revoked without a flush, the next owner replays", extra={"fields": {"partition": number, "why": error}})
             self._drop(task)
@@ -126,6 +130,7 @@ class Ownership:
             if self.sound(task.number):
                 try:
                     self._flush(task)
+                    task.store.settle()
                 except (Moved, StoreUnavailable, TransportError) as error:
                     log.warning("no last flush, the next owner replays", extra={"fields": {"partition": task.number, "why": error}})
 
@@ -150,12 +155,14 @@ class Ownership:
         with self._metrics.stage("flush"):
             self._metrics.flushed_users.inc(self._states.flush(task))
         if self._settings.guarantee == "at_least_once" and not task.replaying and task.committed != task.offsets:
+            with self._metrics.stage("flush"):
+                task.store.settle()
             with self._metrics.stage("commit"):
                 self._transport.commit(task.positions())
             task.committed = dict(task.offsets)
 
     def _acquire(self, number: int) -> None:
-        store = Store(self._redis, self._settings.group, number, chunk_slots(self._settings.history_events))
+        store = Store(self._redis, self._settings.group, number, chunk_slots(self._settings.history_events), self._beside)
         try:
             task = self._patience(
                 "kafka",
@@ -172,6 +179,7 @@ class Ownership:
             self.forget([number], error)
 
     def _drop(self, task: Task) -> None:
+        task.store.abandon()
         self._states.drop(task)
         self.tasks.pop(task.number, None)
         self._forgotten.discard(task.number)

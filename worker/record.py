@@ -32,7 +32,7 @@ PREFIX = np.dtype(
         ("tail_length", "<u2"),
         ("encoder", "<u4"),  # crc32 of the encoder_id that `hidden` belongs to; 0: rebuild it
         ("lineage", "<u4"),  # crc32 of the lineage that `statistics` belong to
-        ("reserved", "<u4"),
+        ("stored_due_seconds", "<u4"),  # since 2000-01-01: when this user's timer stands in Redis; 0: not known
         ("statistics", STATISTICS),
         ("previous", EVENT),
         ("tail", EVENT, (TAIL,)),

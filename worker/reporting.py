@@ -16,7 +16,7 @@ from worker.transport import Partition, Transport, TransportError
 
 log = logging.getLogger(__name__)
 
-EVERY_SECONDS = 2.0
+EVERY_SECONDS = 5.0
 
 
 class Reporting:

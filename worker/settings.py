@@ -51,7 +51,7 @@ class WorkerSettings(Settings):
     flush_interval_ms: float = Field(
         250, ge=0, description="most time between a score and its state in Redis; also bounds the replay after a crash"
     )
-    flush_users: int = Field(20_000, ge=1, description="most users changed between two flushes")
+    flush_users: int = Field(2000, ge=1, description="users changed that are flushed before flush_interval_ms is over")
     max_bad_share: float = Field(0.5, gt=0, le=1, description="stop when more than this share of recent records is bad")
     bad_window_records: int = Field(1000, ge=10, description="how many recent records max_bad_share looks at")
     model_poll_seconds: float = Field(5.0, gt=0, description="time between looks at the registry")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from model import statistics
 from model.artifact import Model
 from model.features import Previous, step_features
-from worker.arena import Arena
+from worker.arena import UNKNOWN, Arena
 from worker.record import chunk_slots, dequantise, history, identity, parse, quantise
 from worker.schedule import Schedule
 from worker.store import Flush, StoreError
@@ -90,18 +90,23 @@ class States:
         if not len(rows) and not task.gone and task.applied == task.progress():
             return 0
         users = [arena.user[row] for row in rows.tolist()]
+        moved = np.flatnonzero(self._moved(task, rows))
+        due_ms = arena.due_ms[rows[moved]]
+        timers = timer_seconds(due_ms)
+        arena.records["prefix"]["stored_due_seconds"][rows[moved]] = timers
         size = arena.records.dtype.itemsize
         packed = memoryview(arena.read(rows).tobytes())
         changes = Flush(
             records={u: packed[i * size : (i + 1) * size] for i, u in enumerate(users)},  # type: ignore[misc]
             chunks=task.chunks,
-            due=dict(zip(users, arena.due_ms[rows].tolist(), strict=True)),
+            due=dict(zip([users[i] for i in moved.tolist()], due_ms.tolist(), strict=True)),
             gone=list(task.gone),
         )
         progress = task.progress()
         task.store.flush(changes, progress)
         task.applied = progress
-        task.note_stored_dues(arena.due_ms[rows])
+        task.note_stored_dues(due_ms)
+        arena.stored_due_ms[rows[moved]] = timer_ms(timers)
         arena.dirty[rows] = False
         task.chunks = {}
         task.gone = set()
@@ -127,17 +132,27 @@ class States:
         values = task.store.load(users)
         arena = self.arena
         rows = arena.take(users, task.number, self.tables)
-        arena.records[rows] = np.zeros((), arena.records.dtype)
+        arena.clear(rows)
         arena.due_ms[rows] = NOT_DUE
+        arena.stored_due_ms[rows] = UNKNOWN
         stored = [i for i, (u, v) in enumerate(zip(users, values, strict=True)) if v is not None and u not in task.gone]
         if stored:
             records, readable = parse([values[i] for i in stored], arena.records.dtype)  # type: ignore[misc]
             if not readable.all():
                 user = users[stored[int(np.flatnonzero(~readable)[0])]]
                 raise StoreError(f"the state of user {user!r} in Redis is not readable by this version: choose another `group` to rebuild")
-            arena.records[rows[stored]] = records
-            arena.due_ms[rows[stored]] = self.schedule.next_due(records["prefix"]["statistics"]["last_ms"], task.clock.fired_ms)
+            rows_stored = rows[stored]
+            arena.write(rows_stored, records)
+            prefix = records["prefix"]
+            arena.due_ms[rows_stored] = self.schedule.next_due(prefix["statistics"]["last_ms"], task.clock.fired_ms)
+            arena.stored_due_ms[rows_stored] = timer_ms(prefix["stored_due_seconds"])
         task.gone.difference_update(users)
+
+    def _moved(self, task: Task, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """(N,) whose timer in Redis must be written anew: it has been passed, or would come too late. One that comes too early stays."""
+        stored_ms = self.arena.stored_due_ms[rows]
+        moved: NDArray[np.bool_] = (stored_ms <= task.clock.fired_ms) | (stored_ms + 999 > self.arena.due_ms[rows])
+        return moved
 
     def _renew(self, task: Task, rows: NDArray[np.int64]) -> None:
         """Rebuild what another encoder or another lineage left behind."""
@@ -172,6 +187,17 @@ class States:
         arena.write(rows, records)
         arena.dirty[rows] = True
         self.rebuilt += len(rows)
+
+
+def timer_seconds(due_ms: NDArray[np.int64]) -> NDArray[np.uint32]:
+    """(N,) as a record keeps them: seconds since 2000, 0 for what does not fit."""
+    seconds = (due_ms - statistics.EPOCH_2000_MS) // 1000
+    return np.where((seconds > 0) & (seconds < 1 << 32), seconds, 0).astype(np.uint32)
+
+
+def timer_ms(seconds: NDArray[np.uint32]) -> NDArray[np.int64]:
+    """(N,) epoch milliseconds, UNKNOWN for 0."""
+    return np.where(seconds > 0, seconds.astype(np.int64) * 1000 + statistics.EPOCH_2000_MS, UNKNOWN)
 
 
 class Histories:

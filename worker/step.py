@@ -86,7 +86,9 @@ def step(
 def fire_due(states: States, task: Task, upto_ms: int) -> Questions:
     """Fire everything due in a task's cached rows up to `upto_ms`, and delete who is silent beyond retention. Moves the dues on."""
     arena = states.arena
-    rows = np.flatnonzero((arena.partition == task.number) & (arena.due_ms <= upto_ms))
+    mine = arena.partition == task.number
+    arena.dirty[mine & (arena.stored_due_ms <= upto_ms)] = True  # a timer that the clock passes would never be looked at again
+    rows = np.flatnonzero(mine & (arena.due_ms <= upto_ms))
     if not len(rows):
         return joined([], arena.hidden)
     record = arena.read(rows)

@@ -3,7 +3,8 @@
 Layout. Every key of input partition P starts with the hash tag {GROUP:P}, so a Redis Cluster keeps it in one slot:
 
     {GROUP:P}:applied        string   what the states below are exact for: see `Applied`
-    {GROUP:P}:due            zset     user -> epoch ms at which the user is next due (a silence score, or deletion)
+    {GROUP:P}:due            zset     user -> epoch ms at which to look whether the user is due (a silence score, or deletion): not later
+                                      than the user is, and often earlier, because events that put a due off do not move the timer
     {GROUP:P}:u:USER         string   the user's record: see `worker.record`
     {GROUP:P}:c:SLOT:USER    string   a chunk of TAIL older events, in a ring of slots
 
@@ -16,6 +17,8 @@ Rules.
    worker last wrote or read, nothing that was read is used: somebody else has written, or Redis was flushed or restored. So nobody scores
    from states that are not his own, or takes users who were lost for users who are not due.
 3. Inside `FLUSH` everything that can fail is tried before the first write: scripts are not rolled back.
+4. A flush may go on beside the worker, which meanwhile polls and decodes. Nothing else is asked of a partition's slot before its answer
+   is known (`settle`), so all of the above holds as if nothing had gone on beside.
 """
 
 from __future__ import annotations
@@ -23,6 +26,8 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, cast
 
@@ -135,11 +140,25 @@ class Flush:
     gone: list[str] = field(default_factory=list)  # users to delete
 
 
-class Store:
-    """One partition's part of Redis. `token` is what `applied` must still be."""
+@dataclass(slots=True)
+class _Attempt:
+    """A flush whose answer is not known yet. outcome: the answer, or how to get it by sending the same once more."""
 
-    def __init__(self, client: redis.Redis, group: str, partition: int, slots: int) -> None:
+    token: bytes
+    outcome: Callable[[], Any]
+    again: Callable[[], Any]
+
+
+class Store:
+    """One partition's part of Redis. `token` is what `applied` must still be.
+
+    beside: runs flushes; None: they are done when `flush` returns. What a flush came to is raised by whatever is asked next.
+    """
+
+    def __init__(self, client: redis.Redis, group: str, partition: int, slots: int, beside: Executor | None = None) -> None:
         self._redis = client
+        self._beside = beside
+        self._attempt: _Attempt | None = None
         self._tag = f"{{{group}:{partition}}}"
         self._slots = slots
         self._applied_key = f"{self._tag}:applied"
@@ -151,6 +170,7 @@ class Store:
 
     def acquire(self) -> Applied | None:
         """Read `applied` and build on it from now on. None: nothing is stored. Raises StoreUnavailable, StoreError."""
+        self.abandon()
         self.token = cast("bytes | None", self._try(lambda: self._redis.get(self._applied_key)))
         return None if self.token is None else Applied.decode(self.token, self._applied_key)
 
@@ -189,13 +209,14 @@ class Store:
         self.token = None
 
     def scan(self, cursor: int, count: int) -> tuple[int, list[str]]:
-        """Some users and the cursor of the next call; a cursor of 0 ends the round. Raises StoreUnavailable, StoreError."""
+        """Some users and the cursor of the next call; a cursor of 0 ends the round. Raises Moved, StoreUnavailable, StoreError."""
+        self.settle()
         cursor, found = self._try(lambda: self._redis.zscan(self._due_key, cursor, count=count))
         return int(cursor), [user.decode() for user, _ in found]
 
     def flush(self, changes: Flush, applied: Applied) -> None:
-        """Write changes and `applied` in one atomic step. Raises Moved and writes nothing if `token` no longer holds; StoreUnavailable,
-        StoreError and writes nothing; but a lost connection may hide a success, which the next call then recognises."""
+        """Write changes and `applied` in one atomic step: begin with it, and without `beside` end it, too. See `settle`."""
+        self.settle()
         new = replace(applied, flush=self._flush_name).encode()
         keys: list[str] = [self._users + u for u in changes.records]
         keys += [self._chunk_key(user, slot) for user, slot in changes.chunks]
@@ -206,11 +227,38 @@ class Store:
             arguments += (due_ms, user)
         arguments += (len(changes.gone), *changes.gone)
         all_keys = [self._applied_key, self._due_key, *keys, *deleted]
-        outcome = self._try(lambda: self._evaluate(all_keys, arguments))
-        if outcome == 0:
-            raise Moved(f"{self._applied_key} was changed by another worker, or Redis was flushed or restored")
-        self.token = new
         self._flush_name = secrets.token_hex(8)
+
+        def evaluate() -> Any:
+            return self._evaluate(all_keys, arguments)
+
+        self._attempt = _Attempt(new, self._beside.submit(evaluate).result if self._beside else evaluate, evaluate)
+        if self._beside is None:
+            self.settle()
+
+    def settle(self) -> None:
+        """Wait for the flush that was begun. Raises Moved if `token` no longer held, and nothing was written; StoreUnavailable,
+        StoreError and nothing was written, unless a lost connection hid a success. The next call sends the same again, and
+        recognises that."""
+        if (attempt := self._attempt) is None:
+            return
+        outcome, attempt.outcome = attempt.outcome, attempt.again
+        try:
+            written = self._try(outcome)
+        except StoreError:
+            self._attempt = None
+            raise
+        self._attempt = None
+        if not written:
+            raise Moved(f"{self._applied_key} was changed by another worker, or Redis was flushed or restored")
+        self.token = attempt.token
+
+    def abandon(self) -> None:
+        """Nobody builds on a flush that was begun any more. Waits until it can do nothing any more, whatever it came to."""
+        attempt, self._attempt = self._attempt, None
+        if attempt is not None and attempt.outcome is not attempt.again:
+            with suppress(Exception):
+                attempt.outcome()
 
     def _evaluate(self, keys: list[str], arguments: list[Any]) -> Any:
         if self._flush_sha is None:
@@ -221,6 +269,7 @@ class Store:
             return self._redis.eval(FLUSH, len(keys), *keys, *arguments)
 
     def _mget(self, keys: list[str]) -> list[bytes | None]:
+        self.settle()
         found = cast("list[bytes | None]", self._try(lambda: self._redis.mget([self._applied_key, *keys])))
         if found[0] != self.token:
             raise Moved(f"{self._applied_key} was changed by another worker, or Redis was flushed or restored")
@@ -236,6 +285,7 @@ class Store:
         return values
 
     def _due(self, after_ms: int, upto_ms: int | str, limit: int) -> list[tuple[str, int]]:
+        self.settle()
         keys, token = (self._applied_key, self._due_key), self.token or b""
         found = self._try(lambda: self._redis.eval(DUE, len(keys), *keys, token, f"({after_ms}", upto_ms, limit))
         if found is None:  # an empty set would pass for silence scores that are out

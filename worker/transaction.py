@@ -15,6 +15,8 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from itertools import repeat
+from operator import methodcaller
 from typing import Any, TypeVar
 
 from kafka import KafkaProducer
@@ -167,19 +169,23 @@ def bounded(call: Callable[[], T], timeout_s: float) -> T:
 
 def deliver(producer: Any, outgoing: Sequence[Outgoing], timeout_s: float) -> None:
     """Send, and wait until every message is acknowledged."""
-    send, futures = producer.send, []
+    send = producer.send
+    futures: list[Any] = []
     for batch in outgoing:
-        topic, number, headers = batch.topic, batch.partition, batch.headers
-        for i, (key, value) in enumerate(zip(batch.keys, batch.values, strict=True)):
-            if value is None and key is None:
-                value = b""  # kafka-python sends no message without both
-            try:
-                futures.append(send(topic, value, key, list(headers[i]) if headers else None, number))
-            except E.KafkaError as error:
-                raise Undelivered(_named(batch, i), error) from error
+        topic, number = batch.topic, batch.partition
+        headers = [list(h) for h in batch.headers] if batch.headers else repeat(None)
+        sent = len(futures)
+        try:
+            for key, value, about in zip(batch.keys, batch.values, headers, strict=False):
+                # kafka-python sends no message without both
+                futures.append(send(topic, b"" if value is None and key is None else value, key, about, number))
+        except E.KafkaError as error:
+            raise Undelivered(_named(batch, len(futures) - sent), error) from error
     if futures:
         with suppress(E.UnknownError):  # a batch was too large for its topic, and is being sent in parts
             producer.flush(timeout_s)
+    if all(map(methodcaller("succeeded"), futures)):
+        return
     messages = ((batch, i) for batch in outgoing for i in range(len(batch.values)))
     for future, (batch, i) in zip(futures, messages, strict=True):
         if not future.succeeded():

@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from operator import attrgetter
 from typing import Any
 
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
@@ -349,15 +350,14 @@ class KafkaTransport:
         return FatalTransportError(f"{doing}: the client failed in a way that was not foreseen: {error!r}")
 
 
+_FIELDS = attrgetter("offset", "timestamp", "key", "value", "headers")
+
+
 def _columns(partition: Partition, records: list[Any]) -> Records:
-    return Records(
-        partition,
-        [r.offset for r in records],
-        [r.timestamp for r in records],
-        [r.key for r in records],
-        [r.value for r in records],
-        [tuple((k, v or b"") for k, v in r.headers) if r.headers else () for r in records],
-    )
+    offsets, times, keys, values, headers = map(list, zip(*map(_FIELDS, records), strict=True))
+    if any(headers):
+        headers = [tuple((k, v or b"") for k, v in h) for h in headers]
+    return Records(partition, offsets, times, keys, values, headers)
 
 
 def _offsets(positions: Mapping[Partition, Position]) -> dict[Any, Any]:
