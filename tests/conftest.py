@@ -2,6 +2,7 @@
 
 import itertools
 import secrets
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -86,3 +87,14 @@ def world(bootstrap: str, redis_url: str, unique: str, tmp_path: Path, zygote: Z
     for each in made:
         each.close()
         print(each.log())  # pytest shows it where a test failed
+
+
+@pytest.fixture
+def little_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 256 kB."""
+    mount = tmp_path / "disk"
+    mount.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(mount)], capture_output=True).returncode:
+        pytest.skip("mounting a file system takes root")
+    yield mount
+    subprocess.run(["umount", str(mount)], check=True)

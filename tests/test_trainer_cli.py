@@ -159,6 +159,7 @@ def test_the_service_collects_trains_and_stops(
         group = "{unique}"
         metrics_port = {port}
         log_flush_seconds = 0.2
+        refresh_interval_seconds = 0.5
         """
     )
     command = [sys.executable, "-m", "trainer", "run", "--config", str(config)]
@@ -169,16 +170,26 @@ def test_the_service_collects_trains_and_stops(
         while registry.current() is None and time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.05)
         assert registry.current() is not None, _log_of(process)
-        while 'streamscore_trainer_rounds_total{outcome="promoted"} 1.0' not in _get(port, "metrics") and time.monotonic() < deadline:
+        while (
+            'streamscore_trainer_rounds_total{outcome="promoted",rhythm="round"} 1.0' not in _get(port, "metrics")
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.05)
         assert f"streamscore_trainer_rows_total {len(rows)}.0" in _get(port, "metrics")
         assert _get(port, "readyz").startswith("promoted ")
+        assert 'event_to_promotion_seconds{rhythm="round"}' in _get(port, "metrics")
+        with KafkaProducer(bootstrap_servers=bootstrap) as producer:  # something new: a refresh is due, and no round for an hour
+            more = {"user_id": rows[-1]["user_id"], "type": "page_view", "timestamp": rows[-1]["timestamp"] + 1}
+            producer.send(topic, json.dumps(more).encode(), partition=0, timestamp_ms=rows[-1]["timestamp"])
+        while 'rhythm="refresh"} 1.0' not in _get(port, "metrics") and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert 'rhythm="refresh"} 1.0' in _get(port, "metrics")
         began = time.monotonic()
         process.send_signal(signal.SIGTERM)
         _, log = process.communicate(timeout=20)
         assert process.returncode == 0, log
         assert time.monotonic() - began < 10
-        assert f"the log is whole: {len(rows):,} events" in log
+        assert f"the log is whole: {len(rows) + 1:,} events" in log
     finally:
         process.kill()
         process.wait()

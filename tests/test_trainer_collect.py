@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 
-from trainer.collect import Collector, Waiting
-from trainer.log import EventLog, read
+from trainer import collect as collect_module
+from trainer.collect import Collector, Waiting, follow
+from trainer.log import EventLog, files_in, read
 from trainer.metrics import Metrics
 from trainer.settings import TrainerSettings
 
@@ -128,8 +129,58 @@ def test_records_that_kafka_dropped_are_missed_aloud(
     assert places(settings) == sorted([*((0, o) for o in (*range(10), *range(25, 30))), *((1, o) for o in range(30))])
 
 
+def test_a_full_disk_is_said_and_waited_for_and_nothing_is_lost(
+    producer: KafkaProducer, settings: TrainerSettings, little_disk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (topic,) = settings.event_topics
+    send(producer, topic, [event(i, attributes={"noise": random.Random(i).randbytes(100).hex()}) for i in range(500)])
+    settings = settings.model_copy(update={"log_directory": little_disk / "log"})
+    log, metrics = EventLog(settings.log_directory), Metrics()
+    ballast = little_disk / "ballast"
+    ballast.write_bytes(b"x" * 200_000)
+    waits = 0
+
+    def wait(_: float) -> None:
+        nonlocal waits
+        waits += 1
+        if waits == 3:  # somebody makes room
+            ballast.unlink()
+
+    collector = Collector(settings, log, metrics)
+    follow(collector, lambda: collector.caught_up and log.waiting == 0, wait)
+    log.close()
+    assert waits == 3
+    assert f"trying again: cannot write to log_directory {settings.log_directory}: No space left on device" in caplog.text
+    assert caplog.text.count("No space left on device") == 1  # said once, not at every try
+    assert metrics.registry.get_sample_value("streamscore_trainer_log_failures_total") == 3
+    assert places(settings) == sorted((n % 2, n // 2) for n in range(500))
+
+
 def flushes(settings: TrainerSettings) -> int:
-    return max((int(path.stem[-10:]) + 1 for path in settings.log_directory.glob("*.parquet")), default=0)
+    return max((file.last + 1 for file in files_in(settings.log_directory)), default=0) if settings.log_directory.exists() else 0
+
+
+def test_a_topic_that_grows_is_followed(producer: KafkaProducer, settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Partitions are assigned by hand, so nobody rebalances; new ones are found while it runs, and read from their start."""
+    (topic,) = settings.event_topics
+    send(producer, topic, [event(i) for i in range(20)])
+    monkeypatch.setattr(collect_module, "METADATA_MS", 200)
+    log, now = EventLog(settings.log_directory), 0.0
+    collector = Collector(settings, log, Metrics(), clock=lambda: now)
+    while not collector.caught_up:
+        collector.poll(0.2)
+    with KafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap_servers) as admin:
+        admin.create_partitions({topic: 3})
+    with KafkaProducer(bootstrap_servers=settings.kafka_bootstrap_servers) as fresh:
+        for i in range(20, 25):
+            fresh.send(topic, event(i), partition=2, timestamp_ms=NOW_MS)
+    deadline = time.monotonic() + 30
+    while len(places(settings)) < 25 and time.monotonic() < deadline:
+        now += 100  # as if it had been a while: time to look at the topics again
+        collector.poll(0.1)
+    collector.close()
+    log.close()
+    assert places(settings) == sorted([*((n % 2, n // 2) for n in range(20)), *((2, o) for o in range(5))])
 
 
 def test_kill_9_at_random_moments(producer: KafkaProducer, settings: TrainerSettings) -> None:
@@ -137,7 +188,7 @@ def test_kill_9_at_random_moments(producer: KafkaProducer, settings: TrainerSett
     total = 20_000
     send(producer, topic, [event(i) for i in range(total)])
     program = (
-        "import sys; from pathlib import Path; import trainer.collect as c; from trainer.log import EventLog; "
+        "import sys; import trainer.collect as c; import trainer.log; from trainer.log import EventLog; trainer.log.FAN_IN = 3; "
         "from trainer.metrics import Metrics; from trainer.settings import TrainerSettings; c.MAX_POLL = 200; "
         "s = TrainerSettings.model_validate_json(sys.argv[1]); c.follow(c.Collector(s, EventLog(s.log_directory), Metrics()), bool, print)"
     )

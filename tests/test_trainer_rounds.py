@@ -91,6 +91,32 @@ def test_from_nothing_to_a_rollback(hold: Callable[..., Outcome], tmp_path: Path
         assert registry.current() == pointer
 
 
+def test_a_promotion_by_hand_in_the_middle_of_a_round_is_not_overwritten(
+    hold: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    history, registry = shop_history(300, days=30), Registry(str(tmp_path / "registry"))
+    first = crown(tmp_path, hold(history, epochs=1))
+    second = crown(tmp_path, hold(history, epochs=1, promote=False))
+
+    def meanwhile(*_: Any, **__: Any) -> Decision:
+        registry.promote(first, reason="the new one misbehaves", by="somebody")
+        return Decision(True, "better", {})
+
+    monkeypatch.setattr(rounds.gate, "decide", meanwhile)
+    outcome = hold(history, epochs=1)
+    assert outcome.kind == "outdated"
+    assert outcome.reason == f"{first} is current now, and no longer {second}: {outcome.version} must be judged again (better)"
+    pointer = registry.current()
+    assert pointer
+    assert pointer.version == first
+    assert [(d["version"], d["action"], d["by"]) for d in registry.decisions()[-2:]] == [
+        (first, "promoted", "somebody"),
+        (outcome.version, "outdated", "trainer"),
+    ]
+    monkeypatch.setattr(rounds.gate, "decide", lambda *_, **__: Decision(True, "better", {}))
+    assert hold(history, epochs=1).kind == "promoted"
+
+
 def test_published_without_promotion(hold: Callable[..., Outcome], tmp_path: Path) -> None:
     outcome = hold(shop_history(days=30), epochs=1, promote=False)
     assert outcome.kind == "published"

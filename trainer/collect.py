@@ -24,6 +24,8 @@ DAY_MS = 86_400_000
 MAX_POLL = 20_000
 CHECK_SECONDS = 10.0
 """How often a quiet Kafka is asked whether it is still there and whether topics have grown."""
+METADATA_MS = 30_000
+"""Age at which what the client knows of the topics is asked for again: as long as new partitions stay unnoticed, at most."""
 ANSWER_MS = 3000
 
 logger = logging.getLogger(__name__)
@@ -89,10 +91,14 @@ class Collector:
     def flush(self) -> None:
         """Make the log durable, thin it out, and tell Kafka how far it is. Raises LogError where the disk does not take it."""
         log, settings, metrics = self._log, self._settings, self._metrics
-        if log.flush():
-            log.merge()
-            keep_ms = int((settings.window_days + settings.log_margin_days) * DAY_MS)
-            log.retain((log.newest_ms or 0) - keep_ms)
+        try:
+            if log.flush():
+                keep_ms = int((settings.window_days + settings.log_margin_days) * DAY_MS)
+                log.retain((log.newest_ms or 0) - keep_ms)
+                log.compact()
+        except LogError:
+            metrics.log_failures.inc()
+            raise
         self._unflushed_since = None
         metrics.log_bytes.set(log.bytes)
         metrics.log_files.set(len(log.files))
@@ -136,6 +142,7 @@ class Collector:
             allow_auto_create_topics=False,
             max_poll_records=MAX_POLL,
             max_partition_fetch_bytes=4 << 20,
+            metadata_max_age_ms=METADATA_MS,
             bootstrap_timeout_ms=ANSWER_MS,
         )
         try:

@@ -1,118 +1,69 @@
 """The event log: everything read from Kafka, as Parquet, with the offsets it was read up to. The truth about what was collected.
 
-    DIRECTORY/FIRST-LAST.parquet   events of the flushes FIRST to LAST (numbers), in the order in which they were read
-    DIRECTORY/.lock                held by the one trainer that writes
+    DIRECTORY/FIRST-LAST.parquet                  events as they came, of the flushes FIRST to LAST (numbers; one flush a file)
+    DIRECTORY/day=YYYY-MM-DD/FIRST-LAST.parquet   events of that day (UTC) out of those flushes, sorted by a hash of the user
+    DIRECTORY/manifest.json                       which days' files count, and which flushes they hold
+    DIRECTORY/.lock                               held by the one trainer that writes
 
 What survives a crash, at whatever point:
-1. A flush writes events and, in the same file's footer, the next offset of every partition, under a temporary name; fsync; rename.
-   So a file is there whole, with its offsets, or not at all: no event is lost from the log, none is in it twice.
-2. On start the next offsets are those of the newest file that names the partition. Kafka's committed offsets are for people to look at.
-3. Every 16 files of a size become one (so a year of flushes is some dozens of files): first the whole is renamed into place, then its
-   parts are deleted. A part that lies within another file's numbers is ignored, and deleted on start.
+1. A file is written under a temporary name; fsync; rename; fsync of its folder. So it is there whole, or not at all.
+2. A flush is one such file: events, and in its footer the next offset of every partition. No event is lost from the log, none is in it
+   twice. On start the next offsets are the manifest's, and then those of the newest flush that names the partition.
+3. Now and then flushes are dealt out to days: (a) a new file in each of their days, (b) the manifest, which names these files, the first
+   flush that they do not hold, and the offsets up to there, (c) the flushes' own files are deleted. It has happened when (b) has: before it
+   the days' new files do not count, after it the flushes do not. What does not count is ignored, and deleted on start.
+4. A day's files are joined in the same three steps, and a day that is too old is dropped in the last two.
+
+An event that comes late goes into a new file of its day. Every row of a day's file keeps its place in the log (`sequence`), so the
+order in which events were read can always be had again. A log from before there were days is one of flushes, and is dealt out in time.
 """
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
-import json
-import os
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-SCHEMA = pa.schema(
-    [
-        ("topic", pa.string()),
-        ("partition", pa.int32()),
-        ("offset", pa.int64()),
-        ("user_id", pa.string()),
-        ("type", pa.string()),
-        ("timestamp", pa.int64()),
-        ("item_id", pa.string()),
-        ("category", pa.string()),
-        ("value", pa.float64()),
-        ("session_id", pa.string()),
-        ("event_id", pa.string()),
-        ("attributes", pa.string()),  # JSON
-    ]
+from trainer.catalogue import (
+    DAY_MS,
+    MANIFEST,
+    NAME,
+    SCHEMA,
+    LogError,
+    LogFile,
+    Manifest,
+    Partition,
+    day_folder,
+    extent,
+    flushes,
+    sync_folder,
+    told,
+    write_flush,
+    write_table,
 )
+from trainer.reading import events_of, files_in, in_order, read, user_hashes
+
+__all__ = ["SCHEMA", "EventLog", "LogError", "LogFile", "Partition", "files_in", "read"]
+
 FAN_IN = 16
+"""Flushes that are dealt out to days together."""
+MANY_ROWS = 1_000_000
+"""Rows in fewer flushes that are dealt out all the same."""
 MAX_MERGED_ROWS = 4_000_000
-_FOOTER = b"streamscore"
-_NAME = re.compile(r"(\d{10})-(\d{10})\.parquet")
+"""Rows that are held in memory at most to be written anew."""
+RATIO = 4
+"""A day's file is joined with newer ones as soon as they have a quarter of its rows: a day is a handful of files, a row is written about
+ten times."""
 
-Partition = tuple[str, int]
-
-
-class LogError(OSError):
-    """The log directory cannot be used. The message says why, and what to do."""
-
-
-@dataclass(frozen=True, slots=True)
-class LogFile:
-    """One file of the log. next_offsets: where each partition that it has news of stood when it was written."""
-
-    path: Path
-    first: int
-    last: int
-    rows: int
-    size: int
-    oldest_ms: int | None
-    newest_ms: int | None
-    next_offsets: Mapping[Partition, int]
-
-    @classmethod
-    def open(cls, path: Path) -> LogFile:
-        match = _NAME.fullmatch(path.name)
-        assert match
-        try:
-            metadata = pq.read_metadata(path)
-            footer = json.loads(metadata.metadata[_FOOTER])
-            offsets = {(str(t), int(p)): int(o) for t, p, o in footer["next_offsets"]}
-            size = path.stat().st_size
-            return cls(path, int(match[1]), int(match[2]), metadata.num_rows, size, footer["oldest_ms"], footer["newest_ms"], offsets)
-        except FileNotFoundError:
-            raise
-        except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
-            raise LogError(f"{path} is damaged ({error}): move it away to go on without its events") from error
-
-
-def files_in(directory: Path) -> list[LogFile]:
-    """The log's files, oldest first, without the parts of a merge that are still lying about."""
-    while True:
-        try:
-            found = [LogFile.open(path) for path in directory.glob("*.parquet") if _NAME.fullmatch(path.name)]
-            break
-        except FileNotFoundError:
-            continue  # merged or expired between listing and opening: list again
-    found.sort(key=lambda f: (f.first, -f.last))
-    whole: list[LogFile] = []
-    for file in found:
-        if not whole or file.last > whole[-1].last:
-            whole.append(file)
-    return whole
-
-
-def read(directory: Path, since_ms: int | None = None, columns: Sequence[str] | None = None) -> pa.Table:
-    """Events from `since_ms` on, in the order in which they were read from Kafka. Another process may be writing meanwhile."""
-    names = list(columns or SCHEMA.names)
-    condition = None if since_ms is None else pc.field("timestamp") >= since_ms
-    while True:
-        parts = [SCHEMA.empty_table().select(names)]
-        try:
-            for file in files_in(directory):
-                if file.rows and (since_ms is None or (file.newest_ms or 0) >= since_ms):
-                    parts.append(pq.read_table(file.path, columns=names, filters=condition).cast(parts[0].schema))
-            return pa.concat_tables(parts)
-        except FileNotFoundError:
-            continue
+logger = logging.getLogger(__name__)
 
 
 class EventLog:
@@ -130,15 +81,18 @@ class EventLog:
         except OSError:
             self._lock.close()
             raise LogError(f"another trainer is writing to {directory}: give this one a log_directory (and a group) of its own") from None
-        self.files = files_in(directory)
-        known = {f.path for f in self.files}
-        for path in [*directory.glob("*.tmp"), *(p for p in directory.glob("*.parquet") if _NAME.fullmatch(p.name) and p not in known)]:
-            path.unlink()
-        self.next_offsets: dict[Partition, int] = {}
-        for file in self.files:
+        self._manifest = self._found()
+        self._flushes = tuple(flushes(directory, self._manifest.next_flush))
+        self._sweep()
+        self.next_offsets: dict[Partition, int] = dict(self._manifest.next_offsets)
+        for file in self._flushes:
             self.next_offsets.update(file.next_offsets)
         self._rows: list[tuple[Any, ...]] = []
         self._news: dict[Partition, int] = {}
+
+    @property
+    def files(self) -> tuple[LogFile, ...]:
+        return (*self._manifest.files, *self._flushes)
 
     @property
     def waiting(self) -> int:
@@ -174,63 +128,145 @@ class EventLog:
         count = len(self._rows)
         columns = zip(*self._rows, strict=True) if count else ([] for _ in SCHEMA)
         table = pa.table([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
-        number = self.files[-1].last + 1 if self.files else 0
-        self.files.append(self._write(table, number, number, self._news))
+        number = self._flushes[-1].last + 1 if self._flushes else self._manifest.next_flush
+        with told(self.directory):
+            self._flushes += (write_flush(self.directory, number, table, self._news),)
         self._rows, self._news = [], {}
         return count
 
     def retain(self, since_ms: int) -> int:
-        """Delete files whose newest event is older than `since_ms`, but the newest file. Returns how many."""
-        old = [f for f in self.files[:-1] if (f.newest_ms or 0) < since_ms]
-        if not old:
-            return 0
-        # Offsets of a partition that fell silent must outlive the file that named them.
-        for file in old:
-            self._news = {p: o for p, o in file.next_offsets.items() if self.next_offsets[p] == o} | self._news
-        self.flush()
-        self.files = [f for f in self.files if f not in old]
-        for file in old:
-            file.path.unlink(missing_ok=True)
+        """Drop the days that lie before the day of `since_ms`. Returns how many files. Raises LogError, and has dropped none."""
+        old = tuple(f for f in self._manifest.files if f.day is not None and f.day < since_ms // DAY_MS)
+        if old:
+            self._go_over_to(tuple(f for f in self._manifest.files if f not in old), gone=old)
         return len(old)
 
-    def merge(self) -> int:
-        """Make one file of the last FAN_IN where they are of a size. Returns the rows rewritten."""
-        last = self.files[-FAN_IN:]
-        flushes = {f.last - f.first + 1 for f in last}
-        rows = sum(f.rows for f in last)
-        if len(last) < FAN_IN or len(flushes) > 1 or rows > MAX_MERGED_ROWS:
-            return 0
-        table = pa.concat_tables(pq.read_table(f.path, schema=SCHEMA) for f in last)
-        offsets = {p: o for f in last for p, o in f.next_offsets.items()}
-        whole = self._write(table, last[0].first, last[-1].last, offsets)
-        self.files[-FAN_IN:] = [whole]
-        for file in last:
-            file.path.unlink(missing_ok=True)
-        return rows
+    def compact(self) -> int:
+        """Deal flushes out to days where there are enough, and join days' files. Returns the rows written anew.
+
+        Raises LogError where the disk does not take it: nothing is lost, and the next call tries again.
+        """
+        written = 0
+        while len(self._flushes) >= FAN_IN or sum(f.rows for f in self._flushes) >= MANY_ROWS:
+            written += self._deal_out()
+        for _, files in groupby(sorted(self._manifest.files, key=lambda f: (f.day, f.first)), key=lambda f: f.day):
+            written += self._join(list(files))
+        return written
 
     def close(self) -> None:
         """Let the log go; what was not flushed is read from Kafka again."""
         self._lock.close()
 
-    def _write(self, table: pa.Table, first: int, last: int, offsets: Mapping[Partition, int]) -> LogFile:
-        path = self.directory / f"{first:010d}-{last:010d}.parquet"
-        extent = pc.min_max(table["timestamp"]).as_py()
-        footer = {"oldest_ms": extent["min"], "newest_ms": extent["max"], "next_offsets": [[t, p, o] for (t, p), o in offsets.items()]}
-        table = table.replace_schema_metadata({_FOOTER: json.dumps(footer).encode()})
-        temporary = path.with_suffix(".tmp")
+    def _deal_out(self) -> int:
+        """The oldest flushes into their days: as many as fit into memory, one at least."""
+        fit = sum(total <= MAX_MERGED_ROWS for total in accumulate(f.rows for f in self._flushes))
+        batch = self._flushes[: max(fit, 1)]
+        with told(self.directory):
+            table = pa.concat_tables([events_of(f, SCHEMA.names, None, (0, 1)) for f in batch])
+        table = table.append_column("user_hash", pa.array(user_hashes(table)))
+        day = table["timestamp"].to_numpy() // DAY_MS
+        order = np.lexsort((table["sequence"].to_numpy(), table["user_hash"].to_numpy(), day))
+        days, begins = np.unique(day[order], return_index=True)
+        made: list[LogFile] = []
         try:
-            with open(temporary, "wb") as file:
-                pq.write_table(table, file, compression="zstd")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise LogError(f"cannot write to log_directory {self.directory}: {error.strerror or error}") from error
-        folder = os.open(self.directory, os.O_RDONLY)
+            for number, rows in zip(days.tolist(), np.split(order, begins[1:]), strict=False):  # no days: one empty piece
+                made.append(self._write_day(number, batch[0].first, batch[-1].last, table, rows))
+        except LogError:
+            _delete(made)
+            raise
+        offsets = dict(self._manifest.next_offsets)
+        for file in batch:
+            offsets.update(file.next_offsets)
+        self._go_over_to((*self._manifest.files, *made), made, batch, batch[-1].last + 1, offsets)
+        return len(table)
+
+    def _join(self, files: list[LogFile]) -> int:
+        """One file of a day's newest, as far back as they are not small beside the next older one."""
+        rows, count = 0, 0
+        for file in reversed(files):
+            if (count and file.rows > RATIO * rows) or rows + file.rows > MAX_MERGED_ROWS:
+                break
+            rows, count = rows + file.rows, count + 1
+        if count < 2:
+            return 0
+        parts = tuple(files[-count:])
+        day = parts[0].day
+        assert day is not None
+        with told(self.directory):
+            names = [*SCHEMA.names, "user_hash"]
+            table = pa.concat_tables([events_of(f, names, None, (0, 1)) for f in parts])
+        order = np.lexsort((table["sequence"].to_numpy(), table["user_hash"].to_numpy()))
+        whole = self._write_day(day, parts[0].first, parts[-1].last, table, order)
+        self._go_over_to((*(f for f in self._manifest.files if f not in parts), whole), [whole], parts)
+        return rows
+
+    def _write_day(self, day: int, first: int, last: int, table: pa.Table, rows: NDArray[np.int64]) -> LogFile:
+        folder = self.directory / day_folder(day)
+        path = folder / f"{first:010d}-{last:010d}.parquet"
+        table = in_order(table, rows)
+        with told(self.directory):
+            if not folder.exists():
+                folder.mkdir()
+                sync_folder(self.directory)
+            return LogFile(path, first, last, len(table), write_table(path, table), *extent(table), day=day)
+
+    def _go_over_to(
+        self,
+        files: tuple[LogFile, ...],
+        made: Sequence[LogFile] = (),
+        gone: Sequence[LogFile] = (),
+        next_flush: int | None = None,
+        offsets: dict[Partition, int] | None = None,
+    ) -> None:
+        """The step that counts: a manifest with `files`; then what it made superfluous is deleted."""
+        before = self._manifest
+        manifest = Manifest(
+            before.next_flush if next_flush is None else next_flush, before.next_offsets if offsets is None else offsets, files
+        )
         try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-        return LogFile.open(path)
+            with told(self.directory):
+                manifest.save(self.directory)
+        except LogError:
+            if Manifest.load(self.directory) == before:
+                _delete(made)
+                raise
+            self._adopt(manifest)  # it is in place, if perhaps not yet for good: so nothing may be deleted
+            raise
+        self._adopt(manifest)
+        _delete(gone)
+
+    def _adopt(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+        self._flushes = tuple(f for f in self._flushes if f.first >= manifest.next_flush)
+
+    def _found(self) -> Manifest:
+        """The manifest, without files that somebody moved away. A new log gets one at once, so that where days have none, it was lost."""
+        manifest = Manifest.load(self.directory)
+        there = tuple(f for f in manifest.files if f.path.exists())
+        for file in manifest.files:
+            if file in there:
+                continue
+            logger.error("%s is missing: its %s events are gone from the log", file.path, f"{file.rows:,}")
+        if len(there) < len(manifest.files) or not (self.directory / MANIFEST).exists():
+            manifest = Manifest(manifest.next_flush, manifest.next_offsets, there)
+            with told(self.directory):
+                manifest.save(self.directory)
+        return manifest
+
+    def _sweep(self) -> None:
+        """Delete what a crash left behind: temporary files, and files that do not count."""
+        counts = {f.path for f in self.files}
+        for folder in (self.directory, *self.directory.glob("day=*")):
+            for path in folder.iterdir():
+                if path.suffix == ".tmp" or (NAME.fullmatch(path.name) and path not in counts):
+                    path.unlink()
+
+
+def _delete(files: Iterable[LogFile]) -> None:
+    """Files that do not count: a trainer that starts would delete them too. A day's folder goes with its last file."""
+    for file in files:
+        with suppress(OSError):
+            file.path.unlink()
+        if file.day is not None:
+            with suppress(OSError):
+                file.path.parent.rmdir()

@@ -70,17 +70,25 @@ def hidden_along(network: Network, steps: StepFeatures, history: History) -> tor
 def loss_of(network: Network, material: Material) -> NDArray[np.float32]:
     """(L,) negative log-likelihood of each landmark, summed over event sets and bins; each state as a worker would have it."""
     network.eval()
-    device = network.device
-    hidden_EH = hidden_along(network, material.steps, material.history)
+    return head_losses(network, material, hidden_along(network, material.steps, material.history))
+
+
+def head_losses(network: Network, material: Material, hidden_EH: torch.Tensor) -> NDArray[np.float32]:
+    """(L,) as `loss_of`, where the hidden states are known already."""
     parts = [np.zeros(0, np.float32)]
     with torch.inference_mode():
         for i in range(0, len(material.moments), BLOCK):
-            rows = slice(i, i + BLOCK)
-            hidden_LH = hidden_EH[torch.from_numpy(material.moments.event[rows])]
-            logits = network.logits(hidden_LH.to(device), material.readout_LR[rows].to(device))
-            terms = negative_log_likelihood(logits, material.event_LKB[rows].to(device), material.mask_LKB[rows].to(device))
-            parts.append(terms.cpu().numpy())
+            rows = torch.arange(i, min(i + BLOCK, len(material.moments)))
+            parts.append(head_terms(network, material, hidden_EH, rows).cpu().numpy())
     return np.concatenate(parts)
+
+
+def head_terms(network: Network, material: Material, hidden_EH: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """(N,) negative log-likelihood of some landmarks, by their rows; hidden_EH: state after each event. Differentiable in the head."""
+    device = network.device
+    hidden_NH = hidden_EH[torch.from_numpy(material.moments.event)[rows]]
+    logits = network.logits(hidden_NH.to(device), material.readout_LR[rows].to(device))
+    return negative_log_likelihood(logits, material.event_LKB[rows].to(device), material.mask_LKB[rows].to(device))
 
 
 def negative_log_likelihood(logits: torch.Tensor, event: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

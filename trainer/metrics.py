@@ -29,13 +29,19 @@ class Metrics:
         self.lag = gauge("lag_records", "Records of a partition that are still to be read", "topic", "partition")
         self.log_bytes = gauge("log_bytes", "Size of the log on disk")
         self.log_files = gauge("log_files", "Files of the log")
+        self.log_failures = counter("log_failures", "Times that the disk did not take what was to be written to the log")
         self.log_rows = gauge("log_rows", "Events in the log on disk")
         self.connected = gauge("kafka_connected", "1 while Kafka answers")
 
         self.window_users = gauge("window_users", "Users with an event in the last round's window")
         self.window_events = gauge("window_events", "Events in the last round's window")
         self.window_end = gauge("window_end_timestamp_seconds", "Time of the newest event in the last round's window")
-        self.rounds = counter("rounds", "Rounds by outcome: promoted, rejected, published, waiting, failed", "outcome")
+        self.rounds = counter(
+            "rounds",
+            "Rounds and refreshes by outcome: promoted, rejected, published, outdated (another champion came meanwhile), waiting, failed",
+            "outcome",
+            "rhythm",
+        )
         self.round_seconds = Histogram(
             "streamscore_trainer_round_seconds",
             "Seconds of a round by stage: load, dataset, fit, evaluate, publish",
@@ -53,6 +59,11 @@ class Metrics:
         self.ece = gauge("ece", "Expected calibration error on the last round's test window", "target", "model")
         self.promotions = counter("promotions", "Models promoted")
         self.rejections = counter("rejections", "Models that the gate rejected")
+        self.event_to_promotion = gauge(
+            "event_to_promotion_seconds",
+            "From the newest event in the window to the promotion, last time, by rhythm: round, refresh",
+            "rhythm",
+        )
         self.last_promotion = gauge("last_promotion_timestamp_seconds", "When `current` was last moved by this trainer")
 
     @contextmanager

@@ -1,4 +1,7 @@
-"""One round, from top to bottom: window -> dataset -> fit -> evaluate -> gate -> publish -> promote or reject -> prune."""
+"""One round, from top to bottom: window -> dataset -> fit -> evaluate -> gate -> publish -> promote or reject -> prune.
+
+A refresh is a round that fits the champion's heads alone (`trainer.refresh`): the same window, the same gate, the same promotion.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,17 @@ import numpy as np
 
 from model.artifact import ArtifactError, Model
 from model.hazards import DAY_MS
-from model.registry import Registry
+from model.registry import Outdated, Pointer, Registry
 from trainer import evaluate, gate
 from trainer.challenger import Challenger, Split, train
 from trainer.fit import Progress, Stopped, no_progress
 from trainer.history import History, sample_users
 from trainer.metrics import Metrics
+from trainer.refresh import obstacle, refresh
+from trainer.rhythms import Rhythm
 from trainer.settings import TrainerSettings
+
+Kind = Literal["promoted", "rejected", "published", "outdated", "waiting"]
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +35,7 @@ logger = logging.getLogger(__name__)
 class Outcome:
     """What came of a round. `reason` is one sentence for people."""
 
-    kind: Literal["promoted", "rejected", "published", "waiting"]
+    kind: Kind
     reason: str
     version: str | None = None
     figures: dict[str, Any] | None = None
@@ -43,6 +50,7 @@ def run_round(
     now: datetime,
     by: str = "trainer",
     promote: bool = True,
+    rhythm: Rhythm = "round",
     progress: Progress = no_progress,
     stopping: Callable[[], bool] = lambda: False,
 ) -> Outcome:
@@ -51,31 +59,55 @@ def run_round(
     history = history.before(split.end_ms)
     if lacking := shortage(history, split, settings):
         return Outcome("waiting", lacking)
+    standing = registry.settle()
     champion = load_champion(registry, settings)
+    if rhythm == "refresh" and (reason := obstacle(champion, settings)):
+        return Outcome("waiting", reason)
     rng = np.random.default_rng(settings.seed)
 
-    challenger = train(sample_users(history, settings.max_events), split, champion, settings, metrics, now, rng, progress, stopping)
+    fit = train if rhythm == "round" else refresh
+    challenger = fit(sample_users(history, settings.max_events), split, champion, settings, metrics, now, rng, progress, stopping)
     with metrics.timed("evaluate"):
         decision = examine(history, split, challenger, champion, settings, metrics, rng)
     if stopping():
         raise Stopped
+    return conclude(challenger, decision, standing, registry, settings, metrics, now=now, by=by, promote=promote)
+
+
+def conclude(
+    challenger: Challenger,
+    decision: gate.Decision,
+    standing: Pointer | None,
+    registry: Registry,
+    settings: TrainerSettings,
+    metrics: Metrics,
+    *,
+    now: datetime,
+    by: str,
+    promote: bool = True,
+) -> Outcome:
+    """Publish, and do as the gate decided: unless `current` is no longer the `standing` champion that it decided on."""
+    manifest = challenger.model.manifest
+    version, reason = manifest.version, decision.reason
+    kind: Kind = "published"
     with metrics.timed("publish"):
-        manifest = challenger.model.manifest
-        version = manifest.version
         manifest.metrics = {**decision.figures, "validation_loss": round(min(challenger.fitted.losses), 5)}
         registry.publish(manifest, challenger.model.network)
-        if not promote:
-            registry.record(version, "published", reason=decision.reason, by=by, figures=decision.figures)
-        elif decision.promote:
-            registry.promote(version, reason=decision.reason, by=by, figures=decision.figures)
-            metrics.promotions.inc()
-            metrics.last_promotion.set(now.timestamp())
-        else:
-            registry.record(version, "rejected", reason=decision.reason, by=by, figures=decision.figures)
+        if promote and decision.promote:
+            try:
+                registry.promote(version, reason=reason, by=by, figures=decision.figures, expected=standing)
+                kind = "promoted"
+                metrics.promotions.inc()
+                metrics.last_promotion.set(now.timestamp())
+            except Outdated as outdated:
+                kind, reason = "outdated", f"{outdated} ({reason})"
+        elif promote:
+            kind = "rejected"
             metrics.rejections.inc()
+        if kind != "promoted":
+            registry.record(version, kind, reason=reason, by=by, figures=decision.figures)
         registry.prune(settings.keep_versions)
-    kind: Literal["promoted", "rejected", "published"] = "published" if not promote else "promoted" if decision.promote else "rejected"
-    return Outcome(kind, decision.reason, version, decision.figures)
+    return Outcome(kind, reason, version, decision.figures)
 
 
 def split_by_time(history: History, settings: TrainerSettings) -> Split:

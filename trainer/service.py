@@ -17,11 +17,11 @@ from trainer.collect import Collector, follow
 from trainer.history import COLUMNS, History, from_table
 from trainer.log import EventLog, files_in, read
 from trainer.metrics import Metrics
+from trainer.rhythms import Rhythm, Rhythms
 from trainer.settings import TrainerSettings
 
 DAY_MS = 86_400_000
 LOOK_SECONDS = 1.0
-RETRY_SECONDS = 30.0
 STUCK_SECONDS = 120.0
 
 logger = logging.getLogger(__name__)
@@ -100,24 +100,22 @@ class Service:
         warm_up()
 
     def _rounds(self) -> None:
-        due, seen_rows, said = time.monotonic(), -1, ""
+        settings, said = self._settings, ""
+        rhythms = Rhythms(settings.round_interval_seconds, settings.refresh_interval_seconds, time.monotonic())
         while not self._stop.is_set():
             rows, now = self._log.rows, time.monotonic()
             if not self._collector.caught_up:
                 self._say(f"waiting: reading what Kafka holds, {self._collector.taken:,} records so far", quiet=True)
-            elif now >= due and rows != seen_rows:
-                seen_rows = rows
-                outcome, reason = self._round()
-                if outcome == "waiting":
-                    if reason != said:
-                        self._say(f"waiting: {reason}")
-                    said, due = reason, now
-                else:
-                    said, due = "", now + (RETRY_SECONDS if outcome == "failed" else self._settings.round_interval_seconds)
+            elif rhythm := rhythms.due(now, rows):
+                outcome, reason = self._round(rhythm)
+                rhythms.held(rhythm, outcome, now, rows)
+                if outcome == "waiting" and reason != said:
+                    self._say(f"waiting: {reason}", quiet=rhythm == "refresh")
+                said = reason if outcome == "waiting" else ""
             self._stop.wait(LOOK_SECONDS)
 
-    def _round(self) -> tuple[str, str]:
-        """Hold a round; (outcome, reason). Storage that is away or a model that is corrupt fails the round, not the service."""
+    def _round(self, rhythm: Rhythm) -> tuple[str, str]:
+        """Hold a round or a refresh; (outcome, reason). Storage that is away or a model that is corrupt fails it, not the service."""
         from trainer.fit import Stopped
         from trainer.rounds import run_round
 
@@ -137,20 +135,23 @@ class Service:
                 self._settings,
                 metrics,
                 now=datetime.now(UTC),
+                rhythm=rhythm,
                 progress=told_now_and_then(),
                 stopping=self._stop.is_set,
             )
         except Stopped:
             return "stopped", "told to stop"
         except (OSError, ArtifactError, ValueError) as error:
-            logger.error("the round failed: %s", error)
-            metrics.rounds.labels("failed").inc()
+            logger.error("the %s failed: %s", rhythm, error)
+            metrics.rounds.labels("failed", rhythm).inc()
             return "failed", str(error)
         finally:
             metrics.training.set(0)
-        metrics.rounds.labels(outcome.kind).inc()
+        metrics.rounds.labels(outcome.kind, rhythm).inc()
+        if outcome.kind == "promoted":
+            metrics.event_to_promotion.labels(rhythm).set(time.time() - int(history.time_ms.max()) / 1000)
         if outcome.kind != "waiting":
-            self._say(f"{outcome.kind} {outcome.version}: {outcome.reason}")
+            self._say(f"{outcome.kind} {outcome.version}{' (heads)' if rhythm == 'refresh' else ''}: {outcome.reason}")
         return outcome.kind, outcome.reason
 
     def _say(self, state: str, quiet: bool = False) -> None:

@@ -39,6 +39,10 @@ class TrainerSettings(Settings):
     test_share: float = Field(0.2, gt=0, lt=0.5, description="share of the window's days, the newest, on which the gate decides")
 
     round_interval_seconds: float = Field(3600, gt=0, description="seconds from the start of one round to the start of the next")
+    refresh_interval_seconds: float = Field(
+        600, ge=0, description="seconds from a round or refresh to the next refresh, which fits the heads alone; 0 switches refreshes off"
+    )
+    refresh_budget_seconds: float = Field(60, gt=0, description="seconds that the fitting of a refresh may take, about")
     round_budget_seconds: float = Field(600, gt=0, description="seconds that the fitting of one round may take")
     epochs: int = Field(15, gt=0, description="passes over the training data at most; validation usually stops the fitting earlier")
     patience: int = Field(4, gt=0, description="passes without a better validation loss after which the fitting stops")

@@ -1,0 +1,140 @@
+"""The quick rhythm: heads fitted anew under an encoder that stays, judged and promoted as in a round; and when to do which."""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from trainer_support import NOW, START_MS, quick_settings, shop_history
+
+from model.artifact import Model
+from model.hazards import DAY_MS
+from model.registry import Registry
+from model.targets import DEFAULT_TARGETS, Target
+from trainer.fit import Stopped
+from trainer.history import History
+from trainer.metrics import Metrics
+from trainer.rhythms import RETRY_SECONDS, Rhythms
+from trainer.rounds import Outcome, run_round
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def hold(folder: Path, history: History, rhythm: Any, hour: int, **changes: Any) -> Outcome:
+    settings = quick_settings(folder, **{"gate_max_ece": 0.5, **changes})
+    return run_round(history, Registry(settings.registry), settings, Metrics(), now=NOW + timedelta(hours=hour), rhythm=rhythm)
+
+
+def champion_of(folder: Path) -> Model:
+    registry = Registry(str(folder / "registry"))
+    pointer = registry.current()
+    assert pointer
+    return registry.load(pointer)
+
+
+def test_a_refresh_mends_the_heads_and_leaves_the_encoder_alone(tmp_path: Path) -> None:
+    """The champion's heads have drifted away from what users do: a refresh is promoted over it, and stored states stay valid."""
+    history, registry = shop_history(400, days=40), Registry(str(tmp_path / "registry"))
+    hold(tmp_path, history.before(START_MS + 36 * DAY_MS), "round", 1, epochs=2)
+    model = champion_of(tmp_path)
+    with torch.no_grad():
+        final = model.network.head[-1]
+        assert isinstance(final, torch.nn.Linear)
+        final.bias.add_(1.5)  # everything is said to be over four times as likely as it is
+    model.manifest.version = "drifted"
+    registry.publish(model.manifest, model.network)
+    registry.promote("drifted", reason="test", by="test")
+
+    outcome = hold(tmp_path, history, "refresh", 2)
+    assert outcome.kind == "promoted", outcome.reason
+    fresh = champion_of(tmp_path)
+    assert fresh.manifest.version == outcome.version != "drifted"
+    for name in ("encoder_id", "lineage", "vocabulary", "scaling", "shape", "edges_ms"):
+        assert getattr(fresh.manifest, name) == getattr(model.manifest, name)
+    for name, tensor in model.network.encoder.state_dict().items():
+        assert fresh.network.encoder.state_dict()[name].equal(tensor)
+    assert fresh.manifest.window.end_ms > model.manifest.window.end_ms
+    assert not fresh.network.head.training
+    assert outcome.figures
+    for target in DEFAULT_TARGETS:
+        figures = outcome.figures[target.name]
+        assert figures["challenger"]["log_loss"] < figures["incumbent"]["log_loss"]
+
+    # what is as good as it can be stays about as good
+    before = fresh
+    again = hold(tmp_path, history, "refresh", 3)
+    assert again.figures
+    for target in DEFAULT_TARGETS:
+        figures = again.figures[target.name]
+        assert figures["challenger"]["log_loss"] < figures["incumbent"]["log_loss"] + 0.01
+    assert registry.load(str(again.version)).manifest.encoder_id == before.manifest.encoder_id
+
+
+def test_what_cannot_be_refreshed_waits_for_a_round(tmp_path: Path) -> None:
+    history = shop_history(300, days=30)
+    assert hold(tmp_path, history, "refresh", 1) == Outcome("waiting", "there is no champion to refresh")
+    first = hold(tmp_path, history, "round", 2, epochs=1)
+    if first.kind != "promoted":
+        Registry(str(tmp_path / "registry")).promote(str(first.version), reason="test", by="test")
+    cart = Target.parse("cart=add_to_cart+purchase:occurs:3d")
+    outcome = hold(tmp_path, history, "refresh", 3, targets=(*DEFAULT_TARGETS, cart))
+    assert outcome == Outcome("waiting", "the targets are not those of the champion's heads")
+
+
+def test_a_refresh_stops_when_told_to(tmp_path: Path) -> None:
+    history = shop_history(300, days=30)
+    first = hold(tmp_path, history, "round", 1, epochs=1)
+    Registry(str(tmp_path / "registry")).promote(str(first.version), reason="test", by="test")
+    settings = quick_settings(tmp_path)
+    with pytest.raises(Stopped):
+        run_round(history, Registry(settings.registry), settings, Metrics(), now=NOW, rhythm="refresh", stopping=lambda: True)
+
+
+def test_refreshes_fill_the_time_between_rounds() -> None:
+    rhythms, held = Rhythms(round_seconds=100, refresh_seconds=30, now=0), []
+    for now in range(0, 300, 10):
+        if rhythm := rhythms.due(now, rows=now):
+            held.append((now, rhythm))
+            rhythms.held(rhythm, "promoted", now, rows=now)
+    assert held == [
+        *((t, "round" if t % 100 == 0 else "refresh") for t in (0, 30, 60, 90, 100, 130, 160, 190, 200, 230, 260, 290)),
+    ]
+
+
+def test_no_refresh_where_it_is_switched_off() -> None:
+    rhythms = Rhythms(round_seconds=100, refresh_seconds=0, now=0)
+    rhythms.held("round", "promoted", 0, rows=1)
+    assert [rhythms.due(now, rows=now + 2) for now in (50, 99, 100)] == [None, None, "round"]
+
+
+def test_nothing_is_held_twice_on_the_same_data() -> None:
+    rhythms = Rhythms(round_seconds=100, refresh_seconds=30, now=0)
+    rhythms.held("round", "rejected", 0, rows=5)
+    assert rhythms.due(40, rows=5) is None  # the round has fitted the heads on it, too
+    assert rhythms.due(40, rows=6) == "refresh"
+    rhythms.held("refresh", "rejected", 40, rows=6)
+    assert rhythms.due(100, rows=6) == "round"
+
+
+def test_what_failed_or_came_too_late_is_held_again_without_new_data() -> None:
+    rhythms = Rhythms(round_seconds=100, refresh_seconds=30, now=0)
+    rhythms.held("round", "failed", 0, rows=5)
+    assert rhythms.due(RETRY_SECONDS - 1, rows=5) is None
+    assert rhythms.due(RETRY_SECONDS, rows=5) == "round"
+    rhythms.held("round", "outdated", 31, rows=5)
+    assert rhythms.due(31, rows=5) == "round"
+
+
+def test_a_round_that_waits_for_data_looks_as_soon_as_there_is_more_and_a_refresh_does_not() -> None:
+    rhythms = Rhythms(round_seconds=100, refresh_seconds=30, now=0)
+    rhythms.held("round", "waiting", 0, rows=5)
+    assert rhythms.due(1, rows=5) is None
+    assert rhythms.due(1, rows=6) == "round"
+    rhythms.held("round", "waiting", 30, rows=7)
+    assert rhythms.due(30, rows=7) == "refresh"
+    rhythms.held("refresh", "waiting", 30, rows=7)
+    assert rhythms.due(31, rows=7) is None
