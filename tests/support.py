@@ -53,7 +53,7 @@ def publish_model(
         created_at=datetime.now(UTC),
         shape={name: getattr(shape, name) for name in ("hidden", "head", "sets", "bins", "dropout")},
         vocabulary=list(TYPES),
-        scaling={"value_mean": 3.0, "value_deviation": 1.5},
+        scaling={"value_centre": 3.0, "value_spread": 1.5},
         edges_ms=list(DEFAULT_EDGES_MS),
         targets=list(targets),
         encoder_id="",
