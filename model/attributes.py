@@ -7,6 +7,7 @@ first linear layer on it is their embedding.
 
 from __future__ import annotations
 
+import struct
 from typing import Any
 
 import msgspec
@@ -23,6 +24,7 @@ WIDTH = 32
 NONE = bytes(4 * MOST)
 """The hashes of nobody's attributes."""
 
+_pack = struct.Struct(f"<{MOST}I").pack
 _decode = msgspec.json.Decoder(dict[str, Any] | None).decode
 
 
@@ -40,7 +42,7 @@ def hashes_of(raw: bytes) -> bytes:
         raise ValueError(f"attributes are no JSON object: {error}") from None
     texts = [(key, text) for key in sorted(found) if (text := _text(found[key])) is not None][:MOST]
     hashes = [hash_of_bytes(key.encode()[:LONGEST] + b"=" + text.encode()[:LONGEST]) for key, text in texts]
-    return np.array(hashes + [0] * (MOST - len(hashes)), "<u4").tobytes()
+    return _pack(*hashes, *[0] * (MOST - len(hashes)))
 
 
 def _text(value: object) -> str | None:
