@@ -12,6 +12,7 @@ from worker.record import record_type
 
 COLUMNS = ("partition", "due_ms", "stored_due_ms", "dirty", "touched")
 UNKNOWN = -(1 << 62)
+PAGE_BYTES = 4096
 
 
 class ArenaFull(Exception):
@@ -32,6 +33,7 @@ class Arena:
         self.hidden = hidden
         self.records = np.zeros(capacity, record_type(hidden))
         self._opaque = self.records.view(np.dtype((np.void, self.records.dtype.itemsize)))
+        self.records.view(np.uint8)[::PAGE_BYTES] = 0  # take the memory now, not page by page while events wait
         self.user: list[str] = [""] * capacity
         self.partition = np.full(capacity, -1, np.int32)
         self.due_ms = np.zeros(capacity, np.int64)

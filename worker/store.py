@@ -43,6 +43,8 @@ AWAY = (
     redis.exceptions.TryAgainError,
 )
 
+READ_BYTES = 1 << 20  # an answer has about a megabyte, and each read gives other threads a chance to keep this one waiting
+
 # KEYS: applied, due, keys to set...; ARGV: expected, new, n set, values..., n due, (score, user)..., n gone, users..., n delete, keys...
 FLUSH = """
 local applied = redis.call('GET', KEYS[1])
@@ -322,7 +324,11 @@ class Store:
 def connect(url: str, *, cluster: bool, timeout_seconds: float, ssl_cafile: str | None) -> redis.Redis:
     """A client for `url` (redis://, rediss://, unix://). Raises ValueError where the url cannot be one, and, as a client of a cluster
     connects at once, StoreUnavailable."""
-    options: dict[str, Any] = {"socket_timeout": timeout_seconds, "socket_connect_timeout": timeout_seconds}
+    options: dict[str, Any] = {
+        "socket_timeout": timeout_seconds,
+        "socket_connect_timeout": timeout_seconds,
+        "socket_read_size": READ_BYTES,
+    }
     if ssl_cafile:
         options["ssl_ca_certs"] = ssl_cafile
     try:
