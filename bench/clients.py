@@ -36,7 +36,7 @@ def publish_model(registry: Path) -> Model:
         created_at=datetime.now(UTC),
         shape={name: getattr(shape, name) for name in ("hidden", "head", "sets", "bins", "dropout")},
         vocabulary=list(TYPES),
-        scaling={"value_mean": 3.0, "value_deviation": 1.0},
+        scaling={"value_centre": 3.0, "value_spread": 1.0},
         edges_ms=list(DEFAULT_EDGES_MS),
         targets=list(DEFAULT_TARGETS),
         encoder_id="",

@@ -21,6 +21,7 @@ from worker.store import Applied, Flush, Store
 
 TEMPLATES = 32
 DUE_MS = 180 * 86_400_000  # after the last event, when the worker's default retention deletes a user
+SESSION_MS = 1_800_000
 FLUSH_USERS = 20_000
 RINGS_UPTO = 10_000  # users. Nothing reads the rings in these runs, and for 200,000 users they would take half a gigabyte of Redis
 
@@ -32,10 +33,10 @@ def template_histories(history_events: int, end_ms: int) -> list[np.ndarray]:
     for k in range(TEMPLATES):
         length = history_events + TAIL + k % TAIL
         times = sorted(end_ms - rng.randrange(30 * 86_400_000) for _ in range(length))
-        rows = [
-            (t, stable_hash(rng.choice(TYPES)), stable_hash(f"i{rng.randrange(2000):04}"), stable_hash(f"c{rng.randrange(40):02}"), 9.5)
-            for t in times
-        ]
+        rows = []
+        for t in times:
+            names = (rng.choice(TYPES), f"i{rng.randrange(2000):04}", f"c{rng.randrange(40):02}", f"s{t // SESSION_MS}")
+            rows.append((t, *map(stable_hash, names), 9.5))
         out.append(np.array(rows, EVENT))
     return out
 

@@ -32,7 +32,7 @@ from model.network import Network, Shape
 from model.statistics import readout
 from model.targets import Target, event_sets
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class ArtifactError(ValueError):
@@ -141,7 +141,7 @@ def _fits(manifest: Manifest) -> None:
         raise ValueError(f"edges_ms must be {shape.bins} increasing times")
     if len(event_sets(tuple(manifest.targets))) != shape.sets:
         raise ValueError(f"the targets do not need {shape.sets} heads")
-    if not (math.isfinite(scaling.value_mean) and 0 < scaling.value_deviation < math.inf):
+    if not (math.isfinite(scaling.value_centre) and 0 < scaling.value_spread < math.inf):
         raise ValueError(f"values cannot be scaled by {scaling}")
 
 

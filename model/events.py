@@ -7,7 +7,6 @@ so a replay rejects exactly what the first pass rejected.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,11 +17,15 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from model.attributes import NONE, AttributeTable, as_rows
+from model.hashing import stable_hash as stable_hash  # others look for it here, beside the events that it is for
+
 FIELDS = ("user_id", "type", "timestamp", "event_id", "item_id", "category", "value", "session_id", "attributes")
 MAX_TIME_MS = 1 << 62  # leaves room for differences
 MAX_VALUE = 1e30  # an event's value is kept in float32
 DAY_MS = 86_400_000
 
+_ABSENT = msgspec.Raw()  # one object, so that counting it compares identities
 _FIELD_TYPES: list[tuple[str, Any] | tuple[str, Any, Any]] = [
     ("user_id", str),
     ("type", str),
@@ -32,11 +35,12 @@ _FIELD_TYPES: list[tuple[str, Any] | tuple[str, Any, Any]] = [
     ("category", str | None, None),
     ("value", float | None, None),
     ("session_id", str | None, None),
-    ("attributes", msgspec.Raw, msgspec.Raw()),
+    ("attributes", msgspec.Raw, _ABSENT),
 ]
 # Columns are taken out of the structs by `map`, so that the loop over the events runs in C.
 _USER, _EVENT, _TYPE, _TIME = attrgetter("user_id"), attrgetter("event_id"), attrgetter("type"), attrgetter("timestamp")
 _ITEM, _CATEGORY, _VALUE = attrgetter("item_id"), attrgetter("category"), attrgetter("value")
+_SESSION, _ATTRIBUTES = attrgetter("session_id"), attrgetter("attributes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +74,9 @@ class EventColumns:
 
     index: (N,) place of each event's record in the poll.
     time_ms: (N,) epoch milliseconds.
-    type_hash, item_hash, category_hash: (N,) stable 32-bit hashes; 0 says that the field is missing.
+    type_hash, item_hash, category_hash, session_hash: (N,) stable 32-bit hashes; 0 says that the field is missing.
     value: (N,) float32; NaN says that the field is missing.
+    attributes: (N, 8) hashes as in `model.attributes`; None where no event of the poll carries any.
     """
 
     index: NDArray[np.int64]
@@ -82,14 +87,11 @@ class EventColumns:
     item_hash: NDArray[np.uint32]
     category_hash: NDArray[np.uint32]
     value: NDArray[np.float32]
+    session_hash: NDArray[np.uint32]
+    attributes: NDArray[np.uint32] | None = None
 
     def __len__(self) -> int:
         return len(self.user)
-
-
-def stable_hash(text: str) -> int:
-    """A 32-bit hash that is the same in every process, and never 0 (0 is "missing"). Source: CRC-32, as zlib has it."""
-    return zlib.crc32(text.encode()) or 1
 
 
 class _HashTable(dict[str | None, int]):
@@ -112,6 +114,7 @@ class EventDecoder:
         self._struct = msgspec.defstruct("Event", _FIELD_TYPES, gc=False, rename=dict(field_names or {}))
         self._decode = msgspec.json.Decoder(self._struct).decode
         self._hashes = _HashTable()
+        self._attributes = AttributeTable()
 
     def columns(self, values: Sequence[bytes | None], record_times_ms: Sequence[int]) -> tuple[EventColumns, list[BadRecord]]:
         """Decode one poll. Every record is in exactly one of the two results, both in log order."""
@@ -171,7 +174,28 @@ class EventDecoder:
             item_hash=np.fromiter(map(hashes, map(_ITEM, events)), np.uint32, count),
             category_hash=np.fromiter(map(hashes, map(_CATEGORY, events)), np.uint32, count),
             value=np.clip(np.array(list(map(_VALUE, events)), np.float64), -MAX_VALUE, MAX_VALUE).astype(np.float32),
+            session_hash=self._session_hashes(events),
+            attributes=self._attribute_rows(events, index, bad),
         )
+
+    def _session_hashes(self, events: list[Any]) -> NDArray[np.uint32]:
+        sessions = list(map(_SESSION, events))
+        if sessions.count(None) == len(sessions):
+            return np.zeros(len(sessions), np.uint32)
+        return np.fromiter(map(self._hashes.__getitem__, sessions), np.uint32, len(sessions))
+
+    def _attribute_rows(self, events: list[Any], index: NDArray[np.int64], bad: dict[int, BadRecord]) -> NDArray[np.uint32] | None:
+        raws = list(map(_ATTRIBUTES, events))
+        if raws.count(_ABSENT) == len(raws):
+            return None
+        rows: list[bytes] = []
+        for raw, i in zip(map(bytes, raws), index.tolist(), strict=True):
+            try:
+                rows.append(self._attributes[raw] if raw else NONE)
+            except ValueError as error:
+                rows.append(NONE)
+                bad.setdefault(i, BadRecord(i, "wrong_type", str(error)))
+        return as_rows(rows)
 
     def _judge(self, columns: EventColumns, record_times_ms: NDArray[np.int64], bad: dict[int, BadRecord]) -> None:
         """What JSON cannot say: lengths and plausible times. A record is bad once: the first reason stands."""
@@ -229,4 +253,6 @@ def _drop(columns: EventColumns, indices: Container[int]) -> EventColumns:
         item_hash=columns.item_hash[keep],
         category_hash=columns.category_hash[keep],
         value=columns.value[keep],
+        session_hash=columns.session_hash[keep],
+        attributes=None if columns.attributes is None else columns.attributes[keep],
     )

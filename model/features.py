@@ -9,20 +9,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.events import stable_hash
-from model.hazards import DAY_MS
+from model.hazards import DAY_MS, HOUR_MS
 from model.statistics import SLOTS, signed_log1p
 
 ITEM_BUCKETS = 1024
 CATEGORY_BUCKETS = 256
-NUMERIC = 11
+SESSION_GAP_MS = HOUR_MS // 2
+"""A longer silence begins a new session, whatever the events' session_id says."""
+GAP_SCALES_MS = (HOUR_MS, DAY_MS, 7 * DAY_MS, 30 * DAY_MS)
+NUMERIC = 12 + len(GAP_SCALES_MS)
 
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
-    """The training data's own statistics, by which values are standardised: mean and deviation of signed log1p(value)."""
+    """How values are standardised: robust centre and spread of the training data's signed log1p(value), which no absurd price moves."""
 
-    value_mean: float = 0.0
-    value_deviation: float = 1.0
+    value_centre: float = 0.0
+    value_spread: float = 1.0
 
 
 class Vocabulary:
@@ -63,6 +66,7 @@ class Previous:
     type_hash: NDArray[np.uint32]
     item_hash: NDArray[np.uint32]
     category_hash: NDArray[np.uint32]
+    session_hash: NDArray[np.uint32]
 
 
 def bucket(hashes: NDArray[np.uint32], buckets: int) -> NDArray[np.int64]:
@@ -78,20 +82,25 @@ def step_features(
     type_hash: NDArray[np.uint32],
     item_hash: NDArray[np.uint32],
     category_hash: NDArray[np.uint32],
+    session_hash: NDArray[np.uint32],
     value: NDArray[np.float32],
 ) -> StepFeatures:
-    """Features of N events, each with its predecessor. A late event is taken at its predecessor's time."""
+    """Features of N events, each with its predecessor. A late event is taken at its predecessor's time.
+
+    A session begins with a user's first event, after SESSION_GAP_MS of silence, and where two events name different sessions.
+    """
     seen = previous.seen
     now_ms = np.where(seen, np.maximum(time_ms, previous.time_ms), time_ms)
-    gap_seconds = np.where(seen, now_ms - previous.time_ms, 0) / 1000
+    gap_ms = np.where(seen, now_ms - previous.time_ms, 0)
+    other_session = (session_hash != 0) & (previous.session_hash != 0) & (session_hash != previous.session_hash)
     has_value = ~np.isnan(value)
-    log_value = (signed_log1p(np.where(has_value, value, 0)) - scaling.value_mean) / scaling.value_deviation
+    log_value = (signed_log1p(np.where(has_value, value, 0)) - scaling.value_centre) / scaling.value_spread
     day = (now_ms % DAY_MS) * (2 * np.pi / DAY_MS)
     week = (now_ms % (7 * DAY_MS)) * (2 * np.pi / (7 * DAY_MS))
     numeric = np.empty((len(time_ms), NUMERIC), np.float32)
     for i, column in enumerate(
         (
-            np.log1p(gap_seconds) / 8,
+            np.log1p(gap_ms / 1000) / 8,
             ~seen,
             has_value,
             # wide enough that a purchase does not saturate (DESIGN 6d), narrow enough that one absurd price does no harm
@@ -103,6 +112,8 @@ def step_features(
             seen & (type_hash == previous.type_hash),
             seen & (item_hash != 0) & (item_hash == previous.item_hash),
             seen & (category_hash != 0) & (category_hash == previous.category_hash),
+            ~seen | (gap_ms > SESSION_GAP_MS) | other_session,
+            *(seen * np.exp(gap_ms / -scale_ms) for scale_ms in GAP_SCALES_MS),  # 1: just now; 0: long ago, or never
         )
     ):
         numeric[:, i] = column

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from model import attributes as hashed
 from model.hazards import DAY_MS, HOUR_MS
 
 SLOTS = 12  # event types with counts of their own; slot 0 is every other type
@@ -35,6 +36,7 @@ STATISTICS = np.dtype(
         ("value_weight", "<f4"),
         ("value_total", "<f4"),
         ("value_count", "<f4"),
+        ("attributes", "<u4", (hashed.MOST,)),  # of the newest event that carried any; see `model.attributes`
     ]
 )
 """One user's statistics. `count == 0` is a user never seen; all zero bytes are a valid, empty record."""
@@ -47,10 +49,17 @@ def signed_log1p(value: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.sign(value) * np.log1p(np.abs(value))
 
 
-def update(stats: NDArray[np.void], slot: NDArray[np.int64], time_ms: NDArray[np.int64], value: NDArray[np.float32]) -> None:
+def update(
+    stats: NDArray[np.void],
+    slot: NDArray[np.int64],
+    time_ms: NDArray[np.int64],
+    value: NDArray[np.float32],
+    attributes: NDArray[np.uint32] | None = None,
+) -> None:
     """Take one event of each of N distinct users into `stats` (N,) of dtype STATISTICS, in place.
 
-    slot: (N,) the event type's slot in [0, SLOTS); time_ms: (N,); value: (N,), NaN where the event has none.
+    slot: (N,) the event type's slot in [0, SLOTS); time_ms: (N,); value: (N,), NaN where the event has none;
+    attributes: (N, 8) hashes, zeros where the event carries none (None: nobody does). They are replaced together.
     """
     n = len(stats)
     row = np.arange(n)
@@ -77,11 +86,14 @@ def update(stats: NDArray[np.void], slot: NDArray[np.int64], time_ms: NDArray[np
     stats["first_ms"] = np.where(new, now_ms, stats["first_ms"])
     stats["last_ms"] = now_ms
     stats["count"] += 1
+    if attributes is not None:
+        carries = attributes[:, 0] != 0
+        stats["attributes"][carries] = attributes[carries]
 
 
 SILENCE_MS = (3 * HOUR_MS, 12 * HOUR_MS, 2 * DAY_MS, 8 * DAY_MS, 30 * DAY_MS)
 """Scales of the silent age: hazards fall a hundredfold along it, more than one logarithm of it lets a small head follow."""
-READOUT_SIZE = SLOTS * (len(SCALES_MS) + 2) + 12 + len(SILENCE_MS)
+READOUT_SIZE = SLOTS * (len(SCALES_MS) + 2) + 12 + len(SILENCE_MS) + hashed.WIDTH
 
 
 def readout(stats: NDArray[np.void], at_ms: NDArray[np.int64], device: torch.device | str = "cpu") -> torch.Tensor:
@@ -133,5 +145,6 @@ def readout(stats: NDArray[np.void], at_ms: NDArray[np.int64], device: torch.dev
         torch.log1p(counts_NVS[:, :, -1] * per_day_N1),
         torch.log1p(tensor(np.clip(since_type, 0, MAX_TENURE_MS // 1000).astype(np.float32))) / 15,
         tensor(scalars),
+        tensor(hashed.vector(stats["attributes"])),
     ]
     return torch.cat(parts, dim=1)

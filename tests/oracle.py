@@ -19,8 +19,8 @@ from model.features import Previous, step_features
 STEP = 32767.0
 NEVER_MS = -(1 << 62)
 
-Event = tuple[int, int, int, int, float]
-"""A user's raw event: time (never before the user's last), hashes of type, item and category, value."""
+Event = tuple[int, int, int, int, int, float]
+"""A user's raw event: time (never before the user's last), hashes of type, item, category and session, value."""
 
 
 @dataclass
@@ -73,8 +73,8 @@ class Oracle:
             if user is None:
                 user = users[name] = User(np.zeros((1, self.model.network.shape.hidden), np.float32), np.zeros(1, statistics.STATISTICS))
             time_ms = int(columns.time_ms[0])
-            event = tuple(int(c[0]) for c in (columns.type_hash, columns.item_hash, columns.category_hash))
-            self._step(user, (time_ms, *event, float(columns.value[0])))  # type: ignore[arg-type]
+            event = tuple(int(c[0]) for c in (columns.type_hash, columns.item_hash, columns.category_hash, columns.session_hash))
+            self._step(user, (time_ms, *event, float(columns.value[0])), columns.attributes)  # type: ignore[arg-type]
             last = int(user.stats["last_ms"][0])
             asked.append((name, (topic, partition, offset), user.hidden, user.stats.copy(), last))
             clock = max(clock, time_ms - self.lateness_ms)
@@ -117,29 +117,31 @@ class Oracle:
         if last + self.retention_ms <= clock:
             del users[name]
 
-    def _step(self, user: User, event: Event) -> None:
+    def _step(self, user: User, event: Event, attributes: np.ndarray | None = None) -> None:
         stats = user.stats
-        before = user.history[-1] if user.history else (0, 0, 0, 0, 0.0)
+        before = user.history[-1] if user.history else (0, 0, 0, 0, 0, 0.0)
         previous = Previous(
             np.array([stats["count"][0] > 0]),
             stats["last_ms"].copy(),
             np.array([before[1]], np.uint32),
             np.array([before[2]], np.uint32),
             np.array([before[3]], np.uint32),
+            np.array([before[4]], np.uint32),
         )
-        time_ms, type_hash, item_hash, category_hash, value = event
+        time_ms, type_hash, item_hash, category_hash, session_hash, value = event
         columns = (
             np.array([time_ms], np.int64),
             np.array([type_hash], np.uint32),
             np.array([item_hash], np.uint32),
             np.array([category_hash], np.uint32),
+            np.array([session_hash], np.uint32),
             np.array([value], np.float32),
         )
         features = step_features(self.model.vocabulary, self.model.scaling, previous, *columns)
         hidden = self.model.network.step(user.hidden, features).numpy()
         user.hidden = np.rint(np.clip(hidden, -1, 1) * STEP).astype(np.float32) / np.float32(STEP)
-        statistics.update(stats, features.slot, columns[0], columns[4])
-        user.history.append((int(stats["last_ms"][0]), type_hash, item_hash, category_hash, value))
+        statistics.update(stats, features.slot, columns[0], columns[5], attributes)
+        user.history.append((int(stats["last_ms"][0]), type_hash, item_hash, category_hash, session_hash, value))
 
     def _answer(self, asked: list, out: Expected) -> None:  # type: ignore[type-arg]
         if not asked:

@@ -53,7 +53,7 @@ def publish_model(
         created_at=datetime.now(UTC),
         shape={name: getattr(shape, name) for name in ("hidden", "head", "sets", "bins", "dropout")},
         vocabulary=list(TYPES),
-        scaling={"value_mean": 3.0, "value_deviation": 1.5},
+        scaling={"value_centre": 3.0, "value_spread": 1.5},
         edges_ms=list(DEFAULT_EDGES_MS),
         targets=list(targets),
         encoder_id="",
@@ -69,8 +69,9 @@ def publish_model(
 
 
 def events(count: int, users: int, seed: int = 0, step_ms: int = 60_000, start_ms: int = START_MS) -> list[tuple[bytes, bytes]]:
-    """(key, value) of a seeded stream: time moves on by about `step_ms`, some events are late, some have no item, category or value."""
-    rng = random.Random(seed)
+    """(key, value) of a seeded stream: time moves on by about `step_ms`, some events are late, some have no item, category or value;
+    some name a session, and a few carry attributes."""
+    rng, more = random.Random(seed), random.Random(f"more{seed}")
     now, out = start_ms, []
     for i in range(count):
         now += int(rng.expovariate(1) * step_ms)
@@ -84,6 +85,10 @@ def events(count: int, users: int, seed: int = 0, step_ms: int = 60_000, start_m
             event |= {"event_id": f"e{i}", "item_id": f"i{rng.randrange(200)}", "category": f"c{rng.randrange(10)}"}
         if rng.random() < 0.4:
             event["value"] = round(rng.lognormvariate(3, 1), 2)
+        if more.random() < 0.5:
+            event["session_id"] = f"s{more.randrange(3)}"
+        if more.random() < 0.2:
+            event["attributes"] = {"country": more.choice(("NL", "DE")), "age": more.randrange(20, 80), "vip": more.random() < 0.1}
         out.append((user.encode(), json.dumps(event).encode()))
     return out
 

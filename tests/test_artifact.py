@@ -107,22 +107,22 @@ CORRUPT: dict[str, tuple[Corruption, str]] = {
     "NaN": (lambda m, w: reweighted(m, w, poison(math.nan)), "its weights hold NaN or infinity"),
     "infinity": (lambda m, w: reweighted(m, w, poison(-math.inf)), "its weights hold NaN or infinity"),
     "another encoder": (lambda m, w: reweighted(m, w, lambda t: t["encoder.type_embedding.weight"].add_(1)), "encoder_id does not match"),
-    "no JSON": (lambda m, w: (m[:-20], w), "manifest.json is not a manifest of schema 1"),
-    "an empty manifest": (lambda _, w: (b"", w), "manifest.json is not a manifest of schema 1"),
-    "a list": (lambda _, w: (b"[]", w), "manifest.json is not a manifest of schema 1"),
-    "a field too many": (lambda m, w: (changed(m, calibration=1), w), "manifest of schema 1: calibration: Extra inputs"),
-    "a field of another type": (lambda m, w: (changed(m, edges_ms="x"), w), "manifest of schema 1: edges_ms"),
-    "a version that is a path": (lambda m, w: (changed(m, version="../v1"), w), "manifest of schema 1: version"),
-    "a later schema": (lambda m, w: (changed(m, schema_version=2), w), "has schema 2; this program reads 1: upgrade or retrain"),
+    "no JSON": (lambda m, w: (m[:-20], w), "manifest.json is not a manifest of schema 2"),
+    "an empty manifest": (lambda _, w: (b"", w), "manifest.json is not a manifest of schema 2"),
+    "a list": (lambda _, w: (b"[]", w), "manifest.json is not a manifest of schema 2"),
+    "a field too many": (lambda m, w: (changed(m, calibration=1), w), "manifest of schema 2: calibration: Extra inputs"),
+    "a field of another type": (lambda m, w: (changed(m, edges_ms="x"), w), "manifest of schema 2: edges_ms"),
+    "a version that is a path": (lambda m, w: (changed(m, version="../v1"), w), "manifest of schema 2: version"),
+    "a later schema": (lambda m, w: (changed(m, schema_version=3), w), "has schema 3; this program reads 2: upgrade or retrain"),
     "an unknown encoder": (lambda m, w: (changed(m, encoder="transformer"), w), "has encoder 'transformer'; this streamscore knows: gru"),
     "another size": (lambda m, w: (changed(m, shape=json.loads(m)["shape"] | {"hidden": 8}), w), "weights and manifest do not fit"),
     "a size of no kind": (lambda m, w: (changed(m, shape=json.loads(m)["shape"] | {"hidden": "x"}), w), "weights and manifest do not fit"),
     "an unknown size": (lambda m, w: (changed(m, shape={"layers": 3}), w), "weights and manifest do not fit together"),
     "a vocabulary too long": (lambda m, w: (changed(m, vocabulary=[str(i) for i in range(SLOTS)]), w), "at most 11 event types, not 12"),
     "another vocabulary": (lambda m, w: (changed(m, vocabulary=["view"]), w), "encoder_id does not match its encoder"),
-    "another scaling": (lambda m, w: (changed(m, scaling={"value_mean": 0, "value_deviation": 1}), w), "encoder_id does not match"),
-    "a scaling by zero": (lambda m, w: (changed(m, scaling={"value_mean": 0, "value_deviation": 0}), w), "values cannot be scaled"),
-    "a scaling by NaN": (lambda m, w: (changed(m, scaling={"value_mean": math.nan, "value_deviation": 1}), w), "values cannot be scaled"),
+    "another scaling": (lambda m, w: (changed(m, scaling={"value_centre": 0, "value_spread": 1}), w), "encoder_id does not match"),
+    "a scaling by zero": (lambda m, w: (changed(m, scaling={"value_centre": 0, "value_spread": 0}), w), "values cannot be scaled"),
+    "a scaling by NaN": (lambda m, w: (changed(m, scaling={"value_centre": math.nan, "value_spread": 1}), w), "values cannot be scaled"),
     "an unknown scaling": (lambda m, w: (changed(m, scaling={"median": 1}), w), "weights and manifest do not fit together"),
     "a shorter grid": (lambda m, w: (changed(m, edges_ms=[1, 2, 3]), w), "edges_ms must be 16 increasing times"),
     "a grid out of order": (lambda m, w: (changed(m, edges_ms=[*range(15, 0, -1), 16]), w), "edges_ms must be 16 increasing times"),
@@ -146,7 +146,7 @@ def test_an_encoder_id_changes_with_what_a_hidden_state_depends_on_and_with_noth
     own = encoder_id(network, types, scaling)
     assert own == model.manifest.encoder_id
     assert encoder_id(network, types[::-1], scaling) != own
-    assert encoder_id(network, types, Scaling(scaling.value_mean, scaling.value_deviation + 1e-6)) != own
+    assert encoder_id(network, types, Scaling(scaling.value_centre, scaling.value_spread + 1e-6)) != own
     with torch.no_grad():
         next(network.head.parameters()).add_(1)
         assert encoder_id(network, types, scaling) == own

@@ -96,7 +96,7 @@ HARMLESS: dict[str, tuple[str, Message]] = {
     "a refund": ("u10", Message(event(user_id="u10", value=-1e300))),
     "a surrogate pair": ("\U0001f600", Message(event(user_id="?").replace(b"?", rb"\ud83d\ude00"))),
     "an empty type": ("u11", Message(event(user_id="u11", type="", item_id="", category=""))),
-    "nested 100 deep": ("u12", Message(event(user_id="u12", attributes=0).replace(b": 0", b": " + b"[" * 100 + b"]" * 100))),
+    "nested 100 deep": ("u12", Message(event(user_id="u12", attributes={"deep": 0}).replace(b": 0", b": " + b"[" * 100 + b"]" * 100))),
     "white space": ("u13", Message(b" \n\t" + event(user_id="u13") + b"\r\n ")),
     "headers": ("u14", Message(event(user_id="u14"), headers=HEADERS)),
     "an old event": ("u15", Message(event(user_id="u15", timestamp=START_MS - 10 * 365 * DAY_MS))),

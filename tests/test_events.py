@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model import events
+from model.attributes import MOST, hashes_of
 from model.events import FIELDS, BadRecord, EventColumns, EventDecoder, Limits, stable_hash
 
 NOW_MS = 1_760_000_000_000
@@ -91,7 +92,8 @@ def test_the_verdict_on_a_record_depends_on_that_record_alone(batch: list[tuple[
 
 def row(columns: EventColumns, k: int) -> tuple[object, ...]:
     hashes = columns.type_hash[k], columns.item_hash[k], columns.category_hash[k]
-    return (columns.user[k], columns.event_id[k], columns.time_ms[k], *hashes, repr(columns.value[k]))
+    attributes = [0] * MOST if columns.attributes is None else columns.attributes[k].tolist()
+    return (columns.user[k], columns.event_id[k], columns.time_ms[k], *hashes, columns.session_hash[k], repr(columns.value[k]), attributes)
 
 
 def test_an_empty_poll_is_no_events() -> None:
@@ -178,3 +180,26 @@ def test_hashes_survive_a_full_table(monkeypatch: pytest.MonkeyPatch) -> None:
     items = [f"i{i % 7}" for i in range(50)]
     columns, _ = by.columns([event(item_id=item) for item in items], [NOW_MS] * 50)
     assert columns.item_hash.tolist() == [stable_hash(item) for item in items]
+
+
+def test_attributes_are_hashed_where_they_are_carried() -> None:
+    columns, bad = decoder.columns([event(), event(attributes={"a": 1}), event(attributes=None), event(attributes={})], [NOW_MS] * 4)
+    assert not bad
+    assert columns.attributes is not None
+    assert columns.attributes[1].tobytes() == hashes_of(b'{"a":1}')
+    assert not columns.attributes[[0, 2, 3]].any()
+    assert decoder.columns([event(), event()], [NOW_MS] * 2)[0].attributes is None
+
+
+@pytest.mark.parametrize("attributes", [[1], "text", 5, True, [{"a": 1}]])
+def test_attributes_that_are_no_object_make_a_bad_record(attributes: object) -> None:
+    columns, bad = decoder.columns([event(), event(attributes=attributes), event(attributes={"a": 1})], [NOW_MS] * 3)
+    assert [(b.index, b.reason) for b in bad] == [(1, "wrong_type")]
+    assert "attributes are no JSON object" in bad[0].detail
+    assert columns.attributes is not None
+    assert [bool(row.any()) for row in columns.attributes] == [False, True]
+
+
+def test_sessions_are_hashed() -> None:
+    columns, _ = decoder.columns([event(), event(session_id="s1")], [NOW_MS] * 2)
+    assert columns.session_hash.tolist() == [0, stable_hash("s1")]

@@ -17,20 +17,20 @@ from model.statistics import SLOTS
 
 START_MS = 1_760_000_000_000
 HOUR_MS = 3_600_000
-GAP, FIRST, HAS_VALUE, VALUE, SAME_TYPE, SAME_ITEM, SAME_CATEGORY = 0, 1, 2, 3, 8, 9, 10
+GAP, FIRST, HAS_VALUE, VALUE, SAME_TYPE, SAME_ITEM, SAME_CATEGORY, SESSION, HOUR, MONTH = 0, 1, 2, 3, 8, 9, 10, 11, 12, 15
 hashes = st.integers(0, 2**32 - 1)
 
 
-def one(previous: tuple[int, int, int, int] | None = None, **event: Any) -> StepFeatures:
+def one(previous: tuple[int, ...] | None = None, **event: Any) -> StepFeatures:
     """Features of one event; hashes 0 and value NaN say that a field is missing."""
-    before = previous or (0, 0, 0, 0)
-    event = {"time_ms": START_MS, "type": 1, "item": 0, "category": 0, "value": math.nan} | event
+    time_before_ms, *before = (*(previous or (0, 0, 0, 0)), 0)[:5]
+    event = {"time_ms": START_MS, "type": 1, "item": 0, "category": 0, "session": 0, "value": math.nan} | event
 
     def column(value: int) -> NDArray[np.uint32]:
         return np.array([value], np.uint32)
 
-    last = Previous(np.array([previous is not None]), np.array([before[0]]), column(before[1]), column(before[2]), column(before[3]))
-    columns = (column(event["type"]), column(event["item"]), column(event["category"]))
+    last = Previous(np.array([previous is not None]), np.array([time_before_ms]), *map(column, before))
+    columns = [column(event[name]) for name in ("type", "item", "category", "session")]
     time_ms, value = np.array([event["time_ms"]]), np.array([event["value"]], np.float32)
     return step_features(Vocabulary(["view", "buy"]), Scaling(2.0, 0.5), last, time_ms, *columns, value)
 
@@ -68,6 +68,34 @@ def test_the_step_from_the_one_before() -> None:
     numeric = one((START_MS - HOUR_MS, 5, 6, 7), type=5, item=6, category=8).numeric[0]
     assert numeric[GAP] == pytest.approx(math.log1p(3600) / 8)
     assert numeric[[FIRST, SAME_TYPE, SAME_ITEM, SAME_CATEGORY]].tolist() == [0, 1, 1, 0]
+
+
+def test_the_gap_is_told_at_several_scales() -> None:
+    scales = one((START_MS - 24 * HOUR_MS, 5, 6, 7)).numeric[0, HOUR : MONTH + 1]
+    np.testing.assert_allclose(scales, np.exp([-24, -1, -1 / 7, -1 / 30]), rtol=1e-5)
+    assert one((START_MS, 5, 6, 7)).numeric[0, HOUR : MONTH + 1].tolist() == [1, 1, 1, 1]
+    assert one().numeric[0, HOUR : MONTH + 1].tolist() == [0, 0, 0, 0]  # never is not just now
+
+
+@pytest.mark.parametrize(
+    ("gap_ms", "before", "now", "begins"),
+    [
+        (0, 0, 0, False),
+        (HOUR_MS // 2, 0, 0, False),
+        (HOUR_MS // 2 + 1, 0, 0, True),
+        (HOUR_MS // 2 + 1, 7, 7, True),
+        (0, 7, 8, True),
+        (0, 7, 7, False),
+        (0, 7, 0, False),
+        (0, 0, 7, False),
+    ],
+)
+def test_a_session_begins_after_a_silence_or_where_it_is_said_so(gap_ms: int, before: int, now: int, begins: bool) -> None:
+    assert one((START_MS - gap_ms, 5, 6, 7, before), session=now).numeric[0, SESSION] == begins
+
+
+def test_a_first_event_begins_a_session() -> None:
+    assert one(session=7).numeric[0, SESSION] == 1
 
 
 def test_missing_is_not_the_same_as_missing() -> None:
@@ -116,9 +144,10 @@ def test_features_are_finite_whatever_comes(events: list[tuple[bool, int, int, i
     found = step_features(
         Vocabulary(["view"]),
         Scaling(),
-        Previous(np.array(seen), np.array(before), hashed, other, hashed),
+        Previous(np.array(seen), np.array(before), hashed, other, hashed, other),
         np.array(now),
         other,
+        hashed,
         hashed,
         hashed,
         value,

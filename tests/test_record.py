@@ -113,6 +113,7 @@ class Writer:
             hashes,
             hashes,
             hashes.astype(np.float32),
+            hashes,
         )
         step(self.states, events, np.repeat(self.row, count), np.full(count, -(1 << 62)), np.full(count, -(1 << 62)))
 

@@ -1,5 +1,7 @@
 """The dataset against naive computations: statistics, moments and what came after them, and that nothing knows its future."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trainer_support import START_MS, events_table, shop_history, shop_table
 
+from model.attributes import as_rows, hashes_of
 from model.events import stable_hash
 from model.features import Scaling, Vocabulary
 from model.hazards import DAY_MS, HOUR_MS
@@ -244,3 +247,60 @@ def test_own_names_and_rfc_3339(tmp_path: Path) -> None:
     assert history.user_ids == ["007"]
     assert history.time_ms.tolist() == [1760000000000, 1760000001000]
     assert np.isnan(history.value[1])
+
+
+ATTRIBUTE_ROWS = [{"country": "NL", "age": "007"}, None, {"country": "DE"}]
+EVENT_ROWS = [{"user_id": "a", "type": "view", "timestamp": START_MS + i, "session_id": f"s{i // 2}"} for i in range(3)]
+
+
+def as_csv(path: Path) -> None:
+    cells = ["" if not each else f"{each['country']},{each.get('age', '')}" for each in ATTRIBUTE_ROWS]
+    rows = [f"a,view,{START_MS + i},s{i // 2},{cell or ','}" for i, cell in enumerate(cells)]
+    path.write_text("\n".join(["user_id,type,timestamp,session_id,attributes.country,attributes.age", *rows]))
+
+
+def as_texts(path: Path) -> None:
+    texts = [None if each is None else json.dumps(each) for each in ATTRIBUTE_ROWS]
+    pyarrow.parquet.write_table(pa.Table.from_pylist(EVENT_ROWS).append_column("attributes", pa.array(texts)), path)
+
+
+def as_maps(path: Path) -> None:
+    maps = pa.array([None if each is None else list(each.items()) for each in ATTRIBUTE_ROWS], pa.map_(pa.string(), pa.string()))
+    pyarrow.parquet.write_table(pa.Table.from_pylist(EVENT_ROWS).append_column("attributes", maps), path)
+
+
+def as_objects(path: Path) -> None:
+    path.write_text("\n".join(json.dumps({**event, "attributes": each}) for event, each in zip(EVENT_ROWS, ATTRIBUTE_ROWS, strict=True)))
+
+
+@pytest.mark.parametrize(("name", "write"), [("e.csv", as_csv), ("e.parquet", as_texts), ("m.parquet", as_maps), ("e.jsonl", as_objects)])
+def test_attributes_in_files_of_every_kind(tmp_path: Path, name: str, write: Callable[[Path], None]) -> None:
+    write(tmp_path / name)
+    history = from_table(read_file(tmp_path / name))
+    assert history.session_hash.tolist() == [stable_hash(f"s{i // 2}") for i in range(3)]
+    expected = as_rows([hashes_of(json.dumps(each).encode()) for each in ATTRIBUTE_ROWS])
+    np.testing.assert_array_equal(history.attributes, expected)
+    stats = statistics_after(history, VOCABULARY)
+    np.testing.assert_array_equal(stats["attributes"], expected[[0, 0, 2]])  # the newest that were carried
+
+
+def test_no_attributes_and_wrong_ones() -> None:
+    table = events_table([("a", "view", START_MS), ("a", "view", START_MS + 1)])
+    assert from_table(table).attributes is None
+    with pytest.raises(ValueError, match="the column attributes: attributes are no JSON object"):
+        from_table(table.append_column("attributes", pa.array(["{}", "[1]"])))
+
+
+def test_scaling_is_robust() -> None:
+    logs = np.random.default_rng(0).normal(3, 0.5, 10_000)
+    value = np.expm1(np.append(logs, [60.0] * 100)).astype(np.float32)
+    scaling = fit_scaling(value)
+    assert scaling.value_centre == pytest.approx(3, abs=0.03)
+    assert scaling.value_spread == pytest.approx(0.5, abs=0.03)
+    assert fit_scaling(np.array([5] * 9 + [500], np.float32)).value_spread > 0.5  # no range between the quartiles
+
+
+def test_types_are_counted_in_what_was_known() -> None:
+    history = from_table(events_table([("a", "view", START_MS), ("b", "view", START_MS + 1), ("a", "new", START_MS + 5)]))
+    assert history.types == {"view": 2, "new": 1}
+    assert history.before(START_MS + 5).types == {"view": 2}

@@ -239,8 +239,8 @@ class Checked:
             assert abs(record["hidden"] - np.rint(user.hidden[0] * 32767)).max() <= HIDDEN_STEPS, name
             tail = record["prefix"]["tail"][: record["prefix"]["tail_length"]]
             kept = history(int(stats["count"]), tail, rings[i * slots : (i + 1) * slots], oracle.history_events)
-            wanted_events = [e[:4] for e in user.history[-oracle.history_events :]]
-            assert [tuple(e)[:4] for e in kept.tolist()] == wanted_events, f"the last events of {name}"
+            wanted_events = [e[:5] for e in user.history[-oracle.history_events :]]
+            assert [tuple(e)[:5] for e in kept.tolist()] == wanted_events, f"the last events of {name}"
 
 
 class World:

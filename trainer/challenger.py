@@ -63,7 +63,7 @@ def train(
     targets, sets = settings.targets, event_sets(settings.targets)
     with metrics.timed("dataset"):
         train_history, validation_history = history.before(split.validation_ms), history.before(split.test_ms)
-        types = choose_vocabulary(history.types, sets, champion.manifest.vocabulary if champion else ())
+        types = choose_vocabulary(train_history.types, sets, champion.manifest.vocabulary if champion else ())
         vocabulary, edges_ms = Vocabulary(types), grid(targets)
         shape = Shape(settings.hidden, settings.head, len(sets), len(edges_ms), settings.dropout)
         inherits = champion is not None and Shape(**champion.manifest.shape).hidden == shape.hidden

@@ -107,12 +107,12 @@ def features(history: History, vocabulary: Vocabulary, scaling: Scaling) -> Step
     def shifted(column: NDArray[np.generic]) -> NDArray[np.generic]:
         return np.concatenate([column[:1], column[:-1]])
 
+    hashes = (history.type_hash, history.item_hash, history.category_hash, history.session_hash)
     previous = Previous(
         history.has_previous,
-        *(shifted(c) for c in (history.time_ms, history.type_hash, history.item_hash, history.category_hash)),  # type: ignore[arg-type]
+        *map(shifted, (history.time_ms, *hashes)),  # type: ignore[arg-type]
     )
-    columns = (history.time_ms, history.type_hash, history.item_hash, history.category_hash, history.value)
-    return step_features(vocabulary, scaling, previous, *columns)
+    return step_features(vocabulary, scaling, previous, history.time_ms, *hashes, history.value)
 
 
 def by_rank(history: History) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
@@ -131,7 +131,8 @@ def statistics_after(history: History, vocabulary: Vocabulary) -> NDArray[np.voi
     out = np.empty(len(history), STATISTICS)
     for rank, n in enumerate(active):
         rows = first[:n] + rank
-        update(state[:n], slot[rows], history.time_ms[rows], history.value[rows])
+        attributes = None if history.attributes is None else history.attributes[rows]
+        update(state[:n], slot[rows], history.time_ms[rows], history.value[rows], attributes)
         out[rows] = state[:n]
     return out
 
@@ -147,11 +148,16 @@ def choose_vocabulary(types: dict[str, int], sets: Sequence[Sequence[str]], cham
 
 
 def fit_scaling(value: NDArray[np.float32]) -> Scaling:
-    """Mean and deviation of signed log1p of the values there are."""
+    """Median and interquartile range (as a deviation: a normal law's is 1.349) of signed log1p of the values there are.
+
+    Where half of them are one and the same, the range is 0 and their plain deviation stands in for it.
+    """
     logs = signed_log1p(value[~np.isnan(value)])
     if not len(logs):
         return Scaling()
-    return Scaling(float(logs.mean()), float(max(logs.std(), 1e-3)))
+    low, median, high = np.percentile(logs.astype(np.float64), (25, 50, 75))
+    spread = (high - low) / 1.349
+    return Scaling(float(median), float(spread if spread > 1e-3 else max(logs.std(), 1e-3)))
 
 
 def _in_set(type_hash: NDArray[np.uint32], types: Sequence[str]) -> NDArray[np.bool_]:

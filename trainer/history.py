@@ -6,6 +6,7 @@ A user's events are in log order, and time does not run backwards for a user: a 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,10 +18,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from model.attributes import MOST, as_rows, hashes_of
 from model.events import MAX_VALUE, stable_hash
 
-COLUMNS = ("user_id", "type", "timestamp", "item_id", "category", "value")
+COLUMNS = ("user_id", "type", "timestamp", "item_id", "category", "value", "session_id", "attributes")
 _REQUIRED = COLUMNS[:3]
+_ATTRIBUTE = "attributes."
 
 
 @dataclass(slots=True)
@@ -29,6 +32,7 @@ class History:
 
     first: (U + 1,) where each user's events begin, and the end. user: (E,) code of the event's user.
     time_ms: (E,) effective time, never falling within a user. types: how often each event type occurs.
+    attributes: (E, 8) hashes as in `model.attributes`; None where no event carries any.
     """
 
     first: NDArray[np.int64]
@@ -40,6 +44,8 @@ class History:
     value: NDArray[np.float32]
     types: dict[str, int]
     user_ids: list[str]
+    session_hash: NDArray[np.uint32]
+    attributes: NDArray[np.uint32] | None = None
 
     def __len__(self) -> int:
         return len(self.time_ms)
@@ -71,6 +77,8 @@ class History:
         if keep.all():
             return self
         codes, user = np.unique(self.user[keep], return_inverse=True)
+        kept, counts = np.unique(self.type_hash[keep], return_counts=True)
+        count_of = dict(zip(kept.tolist(), counts.tolist(), strict=True))
         return History(
             _firsts(user, len(codes)),
             user,
@@ -79,8 +87,10 @@ class History:
             self.item_hash[keep],
             self.category_hash[keep],
             self.value[keep],
-            self.types,
+            {t: count_of[h] for t in self.types if (h := stable_hash(t)) in count_of},
             [self.user_ids[c] for c in codes],
+            self.session_hash[keep],
+            None if self.attributes is None else self.attributes[keep],
         )
 
 
@@ -97,7 +107,10 @@ def sample_users(history: History, max_events: int) -> History:
 
 
 def from_table(table: pa.Table) -> History:
-    """The history of a table with COLUMNS, and `topic` where there are several, in log order."""
+    """The history of a table in log order: COLUMNS (the last two may be missing), and `topic` where there are several.
+
+    Raises ValueError for attributes that are no JSON object.
+    """
     user, user_ids = _codes(table["user_id"])
     type_code, types = _codes(table["type"])
     time_ms = table["timestamp"].to_numpy().astype(np.int64)
@@ -118,22 +131,28 @@ def from_table(table: pa.Table) -> History:
         value.astype(np.float32)[order],
         dict(zip(types, np.bincount(type_code, minlength=len(types)).tolist(), strict=True)),
         user_ids,
+        _hash_column(table["session_id"])[order] if "session_id" in table.column_names else np.zeros(len(table), np.uint32),
+        _attribute_rows(table["attributes"], order) if "attributes" in table.column_names else None,
     )
 
 
 def read_file(path: Path, fields: Mapping[str, str] | None = None) -> pa.Table:
-    """A CSV, JSONL or Parquet file as a table that `from_table` takes, in order of time. Raises ValueError, or OSError."""
+    """A CSV, JSONL or Parquet file as a table that `from_table` takes, in order of time. Raises ValueError, or OSError.
+
+    Attributes may be a column of JSON texts, of structures or maps, or columns of their own: `attributes.country`, `attributes.device`.
+    """
     import pyarrow.csv
     import pyarrow.json
     import pyarrow.parquet
 
     names = {own: name for name, own in (fields or {}).items()}
-    texts = {
-        own: pa.string() for own in ("user_id", "type", "item_id", "category", *names) if names.get(own, own) not in ("value", "timestamp")
-    }
+    own_texts = ("user_id", "type", "item_id", "category", "session_id", "attributes", *names)
+    texts = {own: pa.string() for own in own_texts if names.get(own, own) not in ("value", "timestamp")}
     suffix = path.suffix.lower()
     try:
         if suffix == ".csv":
+            with pyarrow.csv.open_csv(path) as reader:
+                texts |= {c: pa.string() for c in reader.schema.names if c.startswith(_ATTRIBUTE)}  # an attribute "007" is not 7
             table = pyarrow.csv.read_csv(path, convert_options=pyarrow.csv.ConvertOptions(column_types=texts, strings_can_be_null=True))
         elif suffix in (".jsonl", ".ndjson", ".json"):
             table = pyarrow.json.read_json(path)
@@ -153,11 +172,13 @@ def read_file(path: Path, fields: Mapping[str, str] | None = None) -> pa.Table:
         ("item_id", pa.string()),
         ("category", pa.string()),
         ("value", pa.float64()),
+        ("session_id", pa.string()),
     ):
         try:
             columns[name] = table[name].cast(kind) if name in table.column_names else pa.nulls(len(table), kind)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise ValueError(f"{path}: column {name}: {error}") from None
+    columns["attributes"] = _attribute_texts(table)
     clean = pa.table(columns)
     whole = pc.and_(pc.and_(pc.is_valid(clean["user_id"]), pc.is_valid(clean["type"])), pc.is_valid(clean["timestamp"]))
     clean = clean.filter(whole)
@@ -184,6 +205,34 @@ def _epoch_ms(column: pa.ChunkedArray, path: Path) -> pa.ChunkedArray:
     return pa.chunked_array([pa.array(times, pa.int64())])
 
 
+def _attribute_texts(table: pa.Table) -> pa.ChunkedArray:
+    """(N,) JSON text of each event's attributes, from whatever form a file has them in."""
+    if "attributes" in table.column_names:
+        column = table["attributes"]
+        if pa.types.is_string(column.type) or pa.types.is_null(column.type):
+            return column.cast(pa.string())
+        found = column.to_pylist()
+    else:
+        own = [c for c in table.column_names if c.startswith(_ATTRIBUTE)]
+        if not own:
+            return pa.chunked_array([pa.nulls(len(table), pa.string())])
+        keys = [c.removeprefix(_ATTRIBUTE) for c in own]
+        found = [dict(zip(keys, row, strict=True)) for row in zip(*(table[c].to_pylist() for c in own), strict=True)]
+    texts = [None if each is None else json.dumps(dict(each) if isinstance(each, list) else each, default=str) for each in found]
+    return pa.chunked_array([pa.array(texts, pa.string())])
+
+
+def _attribute_rows(column: pa.ChunkedArray, order: NDArray[np.int64]) -> NDArray[np.uint32] | None:
+    """(N, 8) hashes of JSON texts, each text parsed once; None where there is none."""
+    if column.null_count == len(column):
+        return None
+    code, texts = _codes_or_last(column)
+    try:
+        return np.append(as_rows([hashes_of(t.encode()) for t in texts]), np.zeros((1, MOST), np.uint32), axis=0)[code[order]]
+    except ValueError as error:
+        raise ValueError(f"the column attributes: {error}") from None
+
+
 def _codes(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], list[str]]:
     """(N,) code of each text, and the texts."""
     encoded = column.combine_chunks().dictionary_encode()
@@ -196,11 +245,16 @@ def _hashes(texts: list[str]) -> NDArray[np.uint32]:
 
 def _hash_column(column: pa.ChunkedArray) -> NDArray[np.uint32]:
     """(N,) stable hash of each text, 0 where it is missing."""
-    encoded = column.combine_chunks().dictionary_encode()
-    table = np.append(_hashes(encoded.dictionary.to_pylist()), np.uint32(0))
-    code = encoded.indices.fill_null(len(table) - 1).to_numpy(zero_copy_only=False)
-    hashes: NDArray[np.uint32] = table[code]
+    code, texts = _codes_or_last(column)
+    hashes: NDArray[np.uint32] = np.append(_hashes(texts), np.uint32(0))[code]
     return hashes
+
+
+def _codes_or_last(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], list[str]]:
+    """(N,) code of each text, one past the last where it is missing, and the texts."""
+    encoded = column.combine_chunks().dictionary_encode()
+    texts = encoded.dictionary.to_pylist()
+    return encoded.indices.fill_null(len(texts)).to_numpy(zero_copy_only=False), texts
 
 
 def _effective(

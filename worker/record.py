@@ -19,12 +19,22 @@ from numpy.typing import NDArray
 
 from model.statistics import STATISTICS
 
-FORMAT = 1
+FORMAT = 2
 TAIL = 8
 HIDDEN_STEP = 32767.0
 
-EVENT = np.dtype([("time_ms", "<i8"), ("type_hash", "<u4"), ("item_hash", "<u4"), ("category_hash", "<u4"), ("value", "<f4")])
-"""A raw event, independent of any model: hashes rather than vocabulary slots. value is NaN where the event has none."""
+EVENT = np.dtype(
+    [
+        ("time_ms", "<i8"),
+        ("type_hash", "<u4"),
+        ("item_hash", "<u4"),
+        ("category_hash", "<u4"),
+        ("session_hash", "<u4"),
+        ("value", "<f4"),
+    ]
+)
+"""A raw event, independent of any model: hashes rather than vocabulary slots. value is NaN where the event has none. Its attributes are
+not here: they are the user's, and stand in the statistics."""
 
 PREFIX = np.dtype(
     [

@@ -214,8 +214,9 @@ class Histories:
         before = events[np.maximum(np.arange(len(events)) - 1, 0)]
         seen = np.ones(len(events), bool)
         seen[first[lengths > 0]] = False
-        previous = Previous(seen, before["time_ms"], before["type_hash"], before["item_hash"], before["category_hash"])
-        columns = (events["time_ms"], events["type_hash"], events["item_hash"], events["category_hash"], events["value"])
+        hashes = ("type_hash", "item_hash", "category_hash", "session_hash")
+        previous = Previous(seen, before["time_ms"], *(before[name] for name in hashes))
+        columns = (events["time_ms"], *(events[name] for name in hashes), events["value"])
         self._features = step_features(model.vocabulary, model.scaling, previous, *columns)
 
     @torch.inference_mode()

@@ -19,6 +19,9 @@ from worker.record import FORMAT, TAIL, chunk_slots, dequantise, encode_chunk, q
 from worker.states import States
 from worker.task import Task
 
+COLUMNS = ("type_hash", "item_hash", "category_hash", "session_hash", "value")
+"""What `step_features` is told of an event beside its time; all but the value of the one before it, too."""
+
 
 @dataclass(slots=True)
 class Questions:
@@ -62,14 +65,15 @@ def step(
             record[late[deleted]] = np.zeros((), record.dtype)  # silent beyond retention before this event: a new user
         prior = prefix["previous"]
         seen = prefix["statistics"]["count"] > 0
-        previous = Previous(seen, prefix["statistics"]["last_ms"], prior["type_hash"], prior["item_hash"], prior["category_hash"])
-        columns = (events.type_hash[index], events.item_hash[index], events.category_hash[index], events.value[index])
+        previous = Previous(seen, prefix["statistics"]["last_ms"], *(prior[name] for name in COLUMNS[:-1]))
+        columns = tuple(getattr(events, name)[index] for name in COLUMNS)
         features = step_features(model.vocabulary, model.scaling, previous, time_ms, *columns)
         quantised = quantise(model.network.step(dequantise(record["hidden"]), features).cpu().numpy())
         record["hidden"] = quantised
         own = prefix["statistics"]
-        statistics.update(own, features.slot, time_ms, events.value[index])
-        for name, column in zip(("type_hash", "item_hash", "category_hash", "value"), columns, strict=True):
+        attributes = None if events.attributes is None else events.attributes[index]
+        statistics.update(own, features.slot, time_ms, events.value[index], attributes)
+        for name, column in zip(COLUMNS, columns, strict=True):
             prior[name] = column
         prior["time_ms"] = own["last_ms"]
         prefix["format"], prefix["encoder"], prefix["lineage"] = FORMAT, states.encoder, states.lineage
