@@ -46,12 +46,14 @@ class Vocabulary:
 
 @dataclass(slots=True)
 class StepFeatures:
-    """Encoder inputs of N events. slot, item, category: (N,) int64 indices of embeddings; numeric: (N, NUMERIC) float32."""
+    """Inputs of N events. slot, item, category: (N,) int64 indices of embeddings; numeric: (N, NUMERIC) float32; gap_ms: (N,) int64, the
+    time since the user's previous event, 0 where there is none."""
 
     slot: NDArray[np.int64]
     item: NDArray[np.int64]
     category: NDArray[np.int64]
     numeric: NDArray[np.float32]
+    gap_ms: NDArray[np.int64]
 
 
 @dataclass(slots=True)
@@ -83,7 +85,8 @@ def step_features(
     """Features of N events, each with its predecessor. A late event is taken at its predecessor's time."""
     seen = previous.seen
     now_ms = np.where(seen, np.maximum(time_ms, previous.time_ms), time_ms)
-    gap_seconds = np.where(seen, now_ms - previous.time_ms, 0) / 1000
+    gap_ms = np.where(seen, now_ms - previous.time_ms, 0).astype(np.int64)
+    gap_seconds = gap_ms / 1000
     has_value = ~np.isnan(value)
     log_value = (signed_log1p(np.where(has_value, value, 0)) - scaling.value_mean) / scaling.value_deviation
     day = (now_ms % DAY_MS) * (2 * np.pi / DAY_MS)
@@ -106,4 +109,6 @@ def step_features(
         )
     ):
         numeric[:, i] = column
-    return StepFeatures(vocabulary.slots(type_hash), bucket(item_hash, ITEM_BUCKETS), bucket(category_hash, CATEGORY_BUCKETS), numeric)
+    return StepFeatures(
+        vocabulary.slots(type_hash), bucket(item_hash, ITEM_BUCKETS), bucket(category_hash, CATEGORY_BUCKETS), numeric, gap_ms
+    )

@@ -105,12 +105,12 @@ def test_standardised_inputs_change_no_answer(material: tuple[Material, Material
     net = network().eval()
     hidden, readout = torch.randn(50, 16), material[0].readout_LR[:50]
     names = set(net.state_dict())
-    before = net.logits(hidden, readout)
+    before = net.answer(hidden, None, readout)
     with standardised(net, material[0].readout_LR):
-        assert torch.allclose(net.logits(hidden, readout), before, atol=1e-4)
+        assert torch.allclose(net.answer(hidden, None, readout), before, atol=1e-4)
         seen = net.head[0](torch.cat([hidden, material[0].readout_LR[:50]], 1))[:, 16:]
         assert seen.abs().max() < 100
-    assert torch.allclose(net.logits(hidden, readout), before, atol=1e-4)
+    assert torch.allclose(net.answer(hidden, None, readout), before, atol=1e-4)
     assert set(net.state_dict()) == names
 
 
@@ -121,7 +121,7 @@ def test_hidden_states_are_those_of_the_worker_step_by_step(material: tuple[Mate
     for user in (0, 1, history.users - 1):
         state = np.zeros((1, 16), np.float32)
         for e in range(history.first[user], history.first[user + 1]):
-            one = StepFeatures(*(c[e : e + 1] for c in (s.slot, s.item, s.category, s.numeric)))
+            one = StepFeatures(*(c[e : e + 1] for c in (s.slot, s.item, s.category, s.numeric, s.gap_ms)))
             state = net.step(state, one).numpy()
             assert np.allclose(state[0], hidden[e].numpy(), atol=1e-5)
 
