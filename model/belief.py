@@ -31,7 +31,7 @@ LEVELS = 20 * PER_OCTAVE
 """Of silence, from SHORTEST_MS to 232 days."""
 LEVEL_MS = SHORTEST_MS * 2 ** (np.arange(LEVELS) / PER_OCTAVE)
 _BOUNDS_MS = np.floor(np.sqrt(LEVEL_MS[:-1] * LEVEL_MS[1:])).astype(np.int64)
-SLOWEST, FASTEST = 1e-5, 2000.0
+SLOWEST, FASTEST = 1e-6, 2000.0
 """Rates a day that a state can have: events at one and the same time must not make them infinite."""
 
 

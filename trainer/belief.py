@@ -23,7 +23,7 @@ from trainer.dataset import by_rank
 from trainer.history import History
 
 BATCH_EVENTS = 16_384
-STEP_SIZE = 0.05
+STEP_SIZE = 0.1
 BLOCK = 8192
 """Moments taken at once."""
 
@@ -100,7 +100,8 @@ def start(belief: Belief, streams: Streams, generator: torch.Generator) -> None:
     pace_S = torch.cat([torch.tensor([np.log(1e-4)]), torch.linspace(np.log(0.01), np.log(30.0), belief.states - 1)])
     with torch.no_grad():
         belief.log_rate.copy_(usual_V + pace_S.unsqueeze(1) + 0.7 * torch.randn(belief.log_rate.shape, generator=generator))
-        belief.log_move.copy_(-3.0 + 0.7 * torch.randn(belief.log_move.shape, generator=generator))
+        belief.log_move.copy_(-4.5 + 0.7 * torch.randn(belief.log_move.shape, generator=generator))
+        belief.log_move[0] = -9.0  # and nobody comes back from there
         belief.lead.copy_(4.0 * torch.eye(belief.states) + 0.7 * torch.randn(belief.lead.shape, generator=generator))
         belief.first.copy_(0.3 * torch.randn(belief.first.shape, generator=generator))
         belief.refresh()
