@@ -142,7 +142,8 @@ def _fit_belief(
     stopping: Callable[[], bool],
     clock: Callable[[], float],
 ) -> torch.Tensor | None:
-    """Fit the belief cell first, by the likelihood of the streams: (L, S) what it then believes at each moment, an input of the heads."""
+    """Fit the belief cell first, by the likelihood of the streams: (L, S) what it then believes at each moment, an input of the heads.
+    A cell whose parameters require no gradient stays as it is."""
     belief = network.encoder.belief
     if belief is None or not len(train.moments):
         return None
@@ -153,12 +154,14 @@ def _fit_belief(
             raise Stopped
         progress(0.0, f"belief {share:.0%}")
 
+    frozen = not belief.log_rate.requires_grad
     belief.to("cpu")  # its recursion is many small products
-    if not warm:
+    if not warm and not frozen:
         start(belief, streams, torch.Generator().manual_seed(settings.seed))
     steps, step_size = (settings.belief_steps // 4, STEP_SIZE / 5) if warm else (settings.belief_steps, STEP_SIZE)
     budget_seconds = settings.round_budget_seconds * BELIEF_SHARE
-    fit_belief(belief, streams, steps=steps, rng=rng, step_size=step_size, budget_seconds=budget_seconds, progress=told, clock=clock)
+    if not frozen:
+        fit_belief(belief, streams, steps=steps, rng=rng, step_size=step_size, budget_seconds=budget_seconds, progress=told, clock=clock)
     believed_LS = believed(belief, streams, train.moments.event, train.level_L)
     belief.to(network.device)
     network.refresh()
