@@ -1,4 +1,4 @@
-"""python -m bench throughput."""
+"""python -m bench throughput | quality."""
 
 from __future__ import annotations
 
@@ -6,22 +6,41 @@ import argparse
 import sys
 from dataclasses import replace
 
-from bench import throughput
+from bench import quality, throughput
+from trainer.settings import TrainerSettings
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The program."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description="streamscore's benchmarks")
+    commands = parser.add_subparsers(dest="what", required=True, metavar="BENCHMARK")
+    raw = argparse.RawDescriptionHelpFormatter
     plan = throughput.Plan()
-    parser = argparse.ArgumentParser(
-        prog="python -m bench", formatter_class=argparse.RawDescriptionHelpFormatter, epilog=throughput.__doc__
+    fast = commands.add_parser(
+        "throughput", formatter_class=raw, description=throughput.__doc__, help="events a second and latency of the worker"
     )
-    parser.add_argument("what", choices=["throughput"])
-    parser.add_argument("--events", type=int, default=plan.events, help="of each throughput run (default %(default)s)")
-    parser.add_argument("--users", type=int, nargs="+", default=plan.users, help="user counts (default 300 200000)")
-    parser.add_argument("--rounds", type=int, default=plan.rounds, help="how often each case is run (default %(default)s)")
-    parser.add_argument("--quick", action="store_true", help="one short round, in a minute and a half")
-    parser.add_argument("--json", action="store_true", help="end with one line of JSON on stdout")
+    fast.add_argument("--events", type=int, default=plan.events, help="of each throughput run (default %(default)s)")
+    fast.add_argument("--users", type=int, nargs="+", default=plan.users, help="user counts (default 300 200000)")
+    fast.add_argument("--rounds", type=int, default=plan.rounds, help="how often each case is run (default %(default)s)")
+    fast.add_argument("--quick", action="store_true", help="one short round, in a minute and a half")
+    good = commands.add_parser(
+        "quality", formatter_class=raw, description=quality.__doc__, help="share of what can be known that the model knows"
+    )
+    good.add_argument("--users", type=int, default=20_000, help="of the simulated shop (default %(default)s)")
+    good.add_argument("--days", type=float, default=120, help="that it is open (default %(default)s; 60 at least)")
+    good.add_argument("--seed", type=int, default=0, help="of the shop, the questions and the fitting (default %(default)s)")
+    good.add_argument("--belief-states", type=int, help="of the belief cell; 0: without one (default: the trainer's)")
+    good.add_argument("--encoder", choices=["gru", "lstm", "rnn"], default="gru", help="recurrent units (default %(default)s)")
+    for command in (fast, good):
+        command.add_argument("--json", action="store_true", help="end with one line of JSON on stdout")
     options = parser.parse_args(arguments)
+    if options.what == "quality":
+        if options.days < 60:
+            parser.error("--days must be 60 at least: churn takes 30 days to tell, before T and after it")
+        settings = TrainerSettings(seed=options.seed, encoder=options.encoder)
+        if options.belief_states is not None:
+            settings = settings.model_copy(update={"belief_states": options.belief_states})
+        return quality.run(options.users, options.days, options.seed, settings, options.json)
     plan = replace(plan, events=options.events, users=tuple(options.users), rounds=options.rounds)
     return throughput.run(plan.quick() if options.quick else plan, options.json)
 

@@ -6,7 +6,7 @@ import time
 import urllib.request
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -28,13 +28,13 @@ GUARANTEES = ("exactly_once", "at_least_once")
 
 
 def publish_model(registry: Path) -> Model:
-    """A model of the default size (64 units, purchase and churn) with random weights: what it says does not change what it costs."""
+    """A model of the default size (purchase and churn) with random weights: what it says does not change what it costs."""
     torch.manual_seed(0)
-    shape = Shape()
+    shape = Shape(belief=20)
     manifest = Manifest(
         version=VERSION,
         created_at=datetime.now(UTC),
-        shape={name: getattr(shape, name) for name in ("hidden", "head", "sets", "bins", "dropout")},
+        shape=asdict(shape),
         vocabulary=list(TYPES),
         scaling={"value_centre": 3.0, "value_spread": 1.0},
         edges_ms=list(DEFAULT_EDGES_MS),

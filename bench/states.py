@@ -44,7 +44,7 @@ def template_histories(history_events: int, end_ms: int) -> list[np.ndarray]:
 def template_records(model: Model, histories: list[np.ndarray]) -> np.ndarray:
     """(TEMPLATES,) records of the worker's at-rest format."""
     taken = Histories(model, histories)
-    records = np.zeros(len(histories), record_type(model.network.shape.hidden))
+    records = np.zeros(len(histories), record_type(model.network.state_size))
     prefix = records["prefix"]
     prefix["format"] = FORMAT
     prefix["encoder"] = identity(model.manifest.encoder_id)

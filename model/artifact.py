@@ -27,8 +27,9 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from model import hazards
+from model.belief import levels
 from model.features import Scaling, Vocabulary
-from model.network import Network, Shape
+from model.network import ENCODERS, Network, Shape
 from model.statistics import readout
 from model.targets import Target, event_sets
 
@@ -103,10 +104,11 @@ class Scorer:
     def __call__(
         self, hidden: torch.Tensor | NDArray[np.float32], stats: NDArray[np.void], at_ms: NDArray[np.int64]
     ) -> NDArray[np.float32]:
-        """(N, T) probabilities asked at `at_ms` (N,) of users with `hidden` (N, H) and `stats` (N,) of dtype STATISTICS."""
+        """(N, T) probabilities asked at `at_ms` (N,) of users with states `hidden` (N, Z) and `stats` (N,) of dtype STATISTICS."""
         device = self._network.device
         state = torch.from_numpy(hidden) if isinstance(hidden, np.ndarray) else hidden
-        logits = self._network.logits(state.to(device), readout(stats, at_ms, device))
+        level = torch.from_numpy(levels(np.maximum(at_ms - stats["last_ms"], 0))).to(device)
+        logits = self._network.logits(state.to(device), readout(stats, at_ms, device), level)
         weights, sets, absent = self._tensors
         out: NDArray[np.float32] = hazards.probabilities(logits, weights, sets, absent).cpu().numpy()
         return out
@@ -139,6 +141,8 @@ def _fits(manifest: Manifest) -> None:
     edges, shape, scaling = manifest.edges_ms, Shape(**manifest.shape), Scaling(**manifest.scaling)
     if len(edges) != shape.bins or edges != sorted(set(edges)) or edges[0] <= 0:
         raise ValueError(f"edges_ms must be {shape.bins} increasing times")
+    if shape.encoder != manifest.encoder:
+        raise ValueError(f"the shape is that of {shape.encoder!r}, the encoder {manifest.encoder!r}")
     if len(event_sets(tuple(manifest.targets))) != shape.sets:
         raise ValueError(f"the targets do not need {shape.sets} heads")
     if not (math.isfinite(scaling.value_centre) and 0 < scaling.value_spread < math.inf):
@@ -157,8 +161,8 @@ def load(manifest_json: bytes, weights: bytes, device: str | torch.device = "cpu
         raise ArtifactError(
             f"model {manifest.version} has schema {manifest.schema_version}; this program reads {SCHEMA_VERSION}: upgrade or retrain"
         )
-    if manifest.encoder != "gru":
-        raise ArtifactError(f"model {manifest.version} has encoder {manifest.encoder!r}; this streamscore knows: gru")
+    if manifest.encoder not in ENCODERS:
+        raise ArtifactError(f"model {manifest.version} has encoder {manifest.encoder!r}; this streamscore knows: {', '.join(ENCODERS)}")
     if hashlib.sha256(weights).hexdigest() != manifest.weights_sha256:
         raise ArtifactError(
             f"model {manifest.version}: weights.safetensors does not have the sha256 that its manifest names: it is corrupt or incomplete"

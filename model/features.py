@@ -49,12 +49,14 @@ class Vocabulary:
 
 @dataclass(slots=True)
 class StepFeatures:
-    """Encoder inputs of N events. slot, item, category: (N,) int64 indices of embeddings; numeric: (N, NUMERIC) float32."""
+    """Inputs of N events. slot, item, category: (N,) int64 indices of embeddings; numeric: (N, NUMERIC) float32; gap_ms: (N,) int64, the
+    time since the user's previous event, 0 where there is none."""
 
     slot: NDArray[np.int64]
     item: NDArray[np.int64]
     category: NDArray[np.int64]
     numeric: NDArray[np.float32]
+    gap_ms: NDArray[np.int64]
 
 
 @dataclass(slots=True)
@@ -91,7 +93,7 @@ def step_features(
     """
     seen = previous.seen
     now_ms = np.where(seen, np.maximum(time_ms, previous.time_ms), time_ms)
-    gap_ms = np.where(seen, now_ms - previous.time_ms, 0)
+    gap_ms = np.where(seen, now_ms - previous.time_ms, 0).astype(np.int64)
     other_session = (session_hash != 0) & (previous.session_hash != 0) & (session_hash != previous.session_hash)
     has_value = ~np.isnan(value)
     log_value = (signed_log1p(np.where(has_value, value, 0)) - scaling.value_centre) / scaling.value_spread
@@ -117,4 +119,6 @@ def step_features(
         )
     ):
         numeric[:, i] = column
-    return StepFeatures(vocabulary.slots(type_hash), bucket(item_hash, ITEM_BUCKETS), bucket(category_hash, CATEGORY_BUCKETS), numeric)
+    return StepFeatures(
+        vocabulary.slots(type_hash), bucket(item_hash, ITEM_BUCKETS), bucket(category_hash, CATEGORY_BUCKETS), numeric, gap_ms
+    )

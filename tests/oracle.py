@@ -71,7 +71,7 @@ class Oracle:
             self._fire_user(asked, users, name, clock)
             user = users.get(name)
             if user is None:
-                user = users[name] = User(np.zeros((1, self.model.network.shape.hidden), np.float32), np.zeros(1, statistics.STATISTICS))
+                user = users[name] = User(np.zeros((1, self.model.network.state_size), np.float32), np.zeros(1, statistics.STATISTICS))
             time_ms = int(columns.time_ms[0])
             event = tuple(int(c[0]) for c in (columns.type_hash, columns.item_hash, columns.category_hash, columns.session_hash))
             self._step(user, (time_ms, *event, float(columns.value[0])), columns.attributes)  # type: ignore[arg-type]
@@ -92,7 +92,7 @@ class Oracle:
         self.use(model)
         if new_encoder:
             for user in out.users[partition].values():
-                again = User(np.zeros((1, model.network.shape.hidden), np.float32), np.zeros(1, statistics.STATISTICS))
+                again = User(np.zeros((1, model.network.state_size), np.float32), np.zeros(1, statistics.STATISTICS))
                 for event in user.history[-self.history_events :]:
                     self._step(again, event)
                 user.hidden = again.hidden

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import torch
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from model.artifact import Manifest, Model, Window
+from model.features import Vocabulary
 from model.hazards import DEFAULT_EDGES_MS
 from model.network import Network, Shape
 from model.registry import Registry
@@ -40,18 +42,23 @@ def publish_model(
 ) -> Model:
     """A model with random weights, lively enough that scores differ between users, published and promoted."""
     torch.manual_seed(seed)
-    shape = Shape(hidden=hidden, head=16, sets=len(event_sets(targets)), bins=len(DEFAULT_EDGES_MS), dropout=0.0)
+    shape = Shape(hidden=hidden, head=16, sets=len(event_sets(targets)), bins=len(DEFAULT_EDGES_MS), dropout=0.0, belief=6)
     network = Network(shape)
     with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.mul_(2.0)
+        for name, parameter in network.named_parameters():
+            if name.startswith("encoder.belief."):
+                parameter.add_(torch.randn(parameter.shape))
+            else:
+                parameter.mul_(2.0)
+        network.head[-1].weight.normal_(0, 0.2)
     if encoder_of:
         network.encoder.load_state_dict(encoder_of.network.encoder.state_dict())
+    network.ask(event_sets(targets), DEFAULT_EDGES_MS, Vocabulary(TYPES))
     network.eval()
     manifest = Manifest(
         version=version,
         created_at=datetime.now(UTC),
-        shape={name: getattr(shape, name) for name in ("hidden", "head", "sets", "bins", "dropout")},
+        shape=asdict(shape),
         vocabulary=list(TYPES),
         scaling={"value_centre": 3.0, "value_spread": 1.5},
         edges_ms=list(DEFAULT_EDGES_MS),

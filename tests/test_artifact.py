@@ -50,7 +50,7 @@ def files(tmp_path: Path) -> tuple[bytes, bytes]:
 
 def answers(model: Model) -> list[float]:
     stats = np.zeros(3, STATISTICS)
-    hidden = np.linspace(-1, 1, 3 * model.network.shape.hidden, dtype=np.float32).reshape(3, -1)
+    hidden = np.linspace(-1, 1, 3 * model.network.state_size, dtype=np.float32).reshape(3, -1)
     found: list[float] = model.scorer()(hidden, stats, np.array([0, 10**6, 10**12])).ravel().tolist()
     return found
 

@@ -13,10 +13,11 @@ from model.features import StepFeatures, Vocabulary
 from model.hazards import DAY_MS, DEFAULT_EDGES_MS
 from model.network import Encoder, Network, Shape
 from trainer.batches import chunks, pack
+from trainer.belief import Streams, believed
 from trainer.dataset import choose_vocabulary, fit_scaling, landmarks
 from trainer.evaluate import constant_hazards
 from trainer.fit import Stopped, fit
-from trainer.material import Material, hidden_along, loss_of, prepare
+from trainer.material import Material, hidden_along, inputs_of, loss_of, prepare
 from trainer.recurrence import hidden_states
 from trainer.standard import standardised
 
@@ -101,16 +102,49 @@ def test_the_gru_is_that_of_torch() -> None:
         assert torch.allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.parametrize("encoder", ["gru", "lstm", "rnn"])
+def test_every_encoder_is_fitted_on_what_a_worker_would_have(material: tuple[Material, Material], tmp_path: Path, encoder: str) -> None:
+    """The loss falls, and packed training and the worker's steps, with states at rest in [-1, 1], give the same logits."""
+    train, validation = material
+    torch.manual_seed(0)
+    net = Network(Shape(hidden=8, head=8, dropout=0.0, encoder=encoder, belief=4))
+    net.ask(SETS, DEFAULT_EDGES_MS, Vocabulary(choose_vocabulary(train.history.types, SETS)))
+    before = float(loss_of(net, validation) @ validation.moments.weight)
+    fit(net, train, validation, quick_settings(tmp_path, epochs=1, belief_steps=5), warm=False)
+    assert float(loss_of(net, validation) @ validation.moments.weight) < before
+
+    first = np.searchsorted(train.moments.event, np.arange(len(train.history) + 1))
+    batch = pack(train.history.first[:40], train.history.first[1:41], train.moments.event, first)
+    streams = Streams(train.history, train.steps.slot, START_MS + 30 * DAY_MS)
+    moments = torch.from_numpy(batch.landmarks)
+    with torch.inference_mode():
+        hidden = hidden_states(net.encoder, inputs_of(net, train.steps, batch.events), batch.sizes.tolist())
+        asked = believed(net.encoder.belief, streams, train.moments.event, train.level_L)[moments]
+        packed = net.answer(hidden[torch.from_numpy(batch.place)], asked, train.readout_LR[moments])
+        state = hidden_along(net, train.steps, train.history)
+        stepped = net.logits(state[torch.from_numpy(train.moments.event)][moments], train.readout_LR[moments], train.level_L[moments])
+    assert state.abs().max() <= 1
+    assert torch.allclose(packed, stepped, atol=1e-3)
+
+
+def test_a_frozen_belief_stays_as_it_is(material: tuple[Material, Material], tmp_path: Path) -> None:
+    net = Network(Shape(hidden=8, head=8, belief=4))
+    net.encoder.belief.requires_grad_(False)
+    before = {n: t.clone() for n, t in net.encoder.belief.state_dict().items()}
+    fit(net, *material, quick_settings(tmp_path, epochs=1), warm=True)
+    assert all(torch.equal(t, before[n]) for n, t in net.encoder.belief.state_dict().items())
+
+
 def test_standardised_inputs_change_no_answer(material: tuple[Material, Material]) -> None:
     net = network().eval()
     hidden, readout = torch.randn(50, 16), material[0].readout_LR[:50]
     names = set(net.state_dict())
-    before = net.logits(hidden, readout)
+    before = net.answer(hidden, None, readout)
     with standardised(net, material[0].readout_LR):
-        assert torch.allclose(net.logits(hidden, readout), before, atol=1e-4)
+        assert torch.allclose(net.answer(hidden, None, readout), before, atol=1e-4)
         seen = net.head[0](torch.cat([hidden, material[0].readout_LR[:50]], 1))[:, 16:]
         assert seen.abs().max() < 100
-    assert torch.allclose(net.logits(hidden, readout), before, atol=1e-4)
+    assert torch.allclose(net.answer(hidden, None, readout), before, atol=1e-4)
     assert set(net.state_dict()) == names
 
 
@@ -121,7 +155,7 @@ def test_hidden_states_are_those_of_the_worker_step_by_step(material: tuple[Mate
     for user in (0, 1, history.users - 1):
         state = np.zeros((1, 16), np.float32)
         for e in range(history.first[user], history.first[user + 1]):
-            one = StepFeatures(*(c[e : e + 1] for c in (s.slot, s.item, s.category, s.numeric)))
+            one = StepFeatures(*(c[e : e + 1] for c in (s.slot, s.item, s.category, s.numeric, s.gap_ms)))
             state = net.step(state, one).numpy()
             assert np.allclose(state[0], hidden[e].numpy(), atol=1e-5)
 

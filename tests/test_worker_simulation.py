@@ -297,7 +297,7 @@ class Simulation:
         for number, users in expected.users.items():
             prefix = f"{{{self.group}:{number}}}:u:"
             for name, user in users.items():
-                record = parse([self.client.get(prefix + name)], record_type(self.model.network.shape.hidden))[0][0]
+                record = parse([self.client.get(prefix + name)], record_type(self.model.network.state_size))[0][0]
                 stats = record["prefix"]["statistics"]
                 assert (stats["count"], stats["last_ms"]) == (len(user.history), user.stats[0]["last_ms"]), name
         self.flush_redis()

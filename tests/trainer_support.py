@@ -51,6 +51,15 @@ def events_table(rows: list[tuple[str, str, int]], values: list[float | None] | 
 
 def quick_settings(folder: Path, **changes: Any) -> TrainerSettings:
     """A trainer small enough for a test: seconds a round."""
-    small = {"hidden": 16, "head": 16, "epochs": 4, "min_users": 100, "min_events": 1000, "metrics_port": 0, "metrics_host": "127.0.0.1"}
+    small = {
+        "hidden": 16,
+        "head": 16,
+        "epochs": 4,
+        "min_users": 100,
+        "min_events": 1000,
+        "metrics_port": 0,
+        "metrics_host": "127.0.0.1",
+        "belief_steps": 20,
+    }
     places = {"log_directory": folder / "log", "registry": str(folder / "registry")}
     return TrainerSettings(**{**small, **places, **changes})

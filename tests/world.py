@@ -227,7 +227,7 @@ class Checked:
         for name, user in users.items():  # a timer may go off too early, but is never passed, and never too late
             assert clock < due[name] <= oracle.next_due(user, clock), name
         slots = chunk_slots(oracle.history_events)
-        records, readable = parse(client.mget([prefix + u for u in stored]), record_type(oracle.model.network.shape.hidden))
+        records, readable = parse(client.mget([prefix + u for u in stored]), record_type(oracle.model.network.state_size))
         rings = client.mget([f"{self.tag}:c:{slot}:{u}" for u in stored for slot in range(slots)])
         assert readable.all()
         assert len(set(records["prefix"]["encoder"].tolist())) == 1, "states of several encoders"

@@ -65,8 +65,8 @@ def train(
         train_history, validation_history = history.before(split.validation_ms), history.before(split.test_ms)
         types = choose_vocabulary(train_history.types, sets, champion.manifest.vocabulary if champion else ())
         vocabulary, edges_ms = Vocabulary(types), grid(targets)
-        shape = Shape(settings.hidden, settings.head, len(sets), len(edges_ms), settings.dropout)
-        inherits = champion is not None and Shape(**champion.manifest.shape).hidden == shape.hidden
+        shape = Shape(settings.hidden, settings.head, len(sets), len(edges_ms), settings.dropout, settings.encoder, settings.belief_states)
+        inherits = champion is not None and same_units(Shape(**champion.manifest.shape), shape)
         scaling = champion.scaling if champion and inherits else fit_scaling(train_history.value)
         training = prepare(
             train_history, landmarks(train_history, sets, split.begin_ms, split.validation_ms, rng), vocabulary, scaling, edges_ms
@@ -78,7 +78,8 @@ def train(
     torch.manual_seed(settings.seed)
     network = Network(shape)
     start_at(network, hazard_KB)
-    copied = inherit(network, champion, sets, edges_ms) if champion else 0
+    copied = inherit(network, champion, sets, edges_ms) if champion and inherits else 0
+    network.ask(sets, edges_ms, vocabulary)
     logger.info(
         "fitting on %s events of %s users, %s moments; %s",
         f"{len(train_history):,}",
@@ -95,6 +96,7 @@ def train(
         schema_version=SCHEMA_VERSION,
         version=version,
         created_at=now,
+        encoder=shape.encoder,
         shape=asdict(shape),
         vocabulary=types,
         scaling=asdict(scaling),
@@ -114,11 +116,19 @@ def grid(targets: tuple[Target, ...]) -> tuple[int, ...]:
 
 
 def start_at(network: Network, hazard_KB: np.ndarray[Any, np.dtype[np.float64]]) -> None:
-    """Let the network begin as the constant hazard: it need not learn first how rare events are, and unseen bins are not made up."""
+    """Let the network begin as the constant hazard: it need not learn first how rare events are, and unseen bins are not made up.
+    With a belief cell it begins as what that says."""
+    if network.encoder.belief is not None:
+        return
     final = network.head[-1]
     assert isinstance(final, torch.nn.Linear)
     with torch.no_grad():
         final.bias.copy_(torch.from_numpy(np.log(hazard_KB / (1 - hazard_KB)).reshape(-1)))
+
+
+def same_units(one: Shape, other: Shape) -> bool:
+    """Whether a state of the one is a state of the other."""
+    return (one.encoder, one.hidden, one.belief) == (other.encoder, other.hidden, other.belief)
 
 
 def inherit(network: Network, champion: Model, sets: tuple[tuple[str, ...], ...], edges_ms: tuple[int, ...]) -> int:

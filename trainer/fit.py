@@ -12,6 +12,7 @@ import torch
 
 from model.network import Network
 from trainer.batches import Batch, chunks, pack
+from trainer.belief import STEP_SIZE, Streams, believed, fit_belief, start
 from trainer.material import Material, inputs_of, loss_of, negative_log_likelihood
 from trainer.recurrence import hidden_states
 from trainer.settings import TrainerSettings
@@ -19,6 +20,9 @@ from trainer.standard import standardised
 
 LEAST_BATCHES = 16
 """Batches of a pass: a short history gets smaller batches, or it would be fitted in a handful of steps."""
+
+BELIEF_SHARE = 0.3
+"""Of the time budget, for the belief cell."""
 
 
 class Stopped(Exception):
@@ -73,8 +77,9 @@ def _fit(
     begin = clock()
     rng = np.random.default_rng(settings.seed)
     torch.manual_seed(settings.seed)
-    decayed = [p for p in network.parameters() if p.dim() > 1]
-    plain = [p for p in network.parameters() if p.dim() <= 1]
+    fitted_here = [p for n, p in network.named_parameters() if not n.startswith("encoder.belief.")]
+    decayed = [p for p in fitted_here if p.dim() > 1]
+    plain = [p for p in fitted_here if p.dim() <= 1]
     peak = settings.learning_rate * (0.5 if warm else 1.0)
     optimizer = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}], lr=peak
@@ -86,6 +91,7 @@ def _fit(
 
     best_loss = validation_loss() if warm else float("inf")
     best = copy.deepcopy(network.state_dict())
+    believed_LS = _fit_belief(network, train, settings, warm, rng, progress, stopping, clock)
     losses, since_best, why = [best_loss], 0, f"all {settings.epochs} passes done"
     landmark_first = np.searchsorted(train.moments.event, np.arange(len(train.history) + 1))
     asked_events = len(np.unique(train.moments.event))
@@ -106,7 +112,7 @@ def _fit(
             done = (epoch + i / len(batches)) / planned
             for group in optimizer.param_groups:
                 group["lr"] = peak * learning_rate_share(done)
-            _step(network, train, pack(low, high, train.moments.event, landmark_first), optimizer, settings.gradient_norm)
+            _step(network, train, pack(low, high, train.moments.event, landmark_first), believed_LS, optimizer, settings.gradient_norm)
             progress(done, f"pass {epoch + 1}")
         loss = validation_loss()
         losses.append(loss)
@@ -126,19 +132,63 @@ def _fit(
     return Fitted(losses, clock() - begin, why)
 
 
-def _step(network: Network, train: Material, batch: Batch, optimizer: torch.optim.Optimizer, gradient_norm: float) -> None:
+def _fit_belief(
+    network: Network,
+    train: Material,
+    settings: TrainerSettings,
+    warm: bool,
+    rng: np.random.Generator,
+    progress: Progress,
+    stopping: Callable[[], bool],
+    clock: Callable[[], float],
+) -> torch.Tensor | None:
+    """Fit the belief cell first, by the likelihood of the streams: (L, S) what it then believes at each moment, an input of the heads.
+    A cell whose parameters require no gradient stays as it is."""
+    belief = network.encoder.belief
+    if belief is None or not len(train.moments):
+        return None
+    streams = Streams(train.history, train.steps.slot, int(train.moments.at_ms[0] + train.moments.observed_ms[0]))
+
+    def told(share: float) -> None:
+        if stopping():
+            raise Stopped
+        progress(0.0, f"belief {share:.0%}")
+
+    frozen = not belief.log_rate.requires_grad
+    belief.to("cpu")  # its recursion is many small products
+    if not warm and not frozen:
+        start(belief, streams, torch.Generator().manual_seed(settings.seed))
+    steps, step_size = (settings.belief_steps // 4, STEP_SIZE / 5) if warm else (settings.belief_steps, STEP_SIZE)
+    budget_seconds = settings.round_budget_seconds * BELIEF_SHARE
+    if not frozen:
+        fit_belief(belief, streams, steps=steps, rng=rng, step_size=step_size, budget_seconds=budget_seconds, progress=told, clock=clock)
+    believed_LS = believed(belief, streams, train.moments.event, train.level_L)
+    belief.to(network.device)
+    network.refresh()
+    return believed_LS
+
+
+def _step(
+    network: Network,
+    train: Material,
+    batch: Batch,
+    believed_LS: torch.Tensor | None,
+    optimizer: torch.optim.Optimizer,
+    gradient_norm: float,
+) -> None:
     if not len(batch.landmarks):
         return
     device = network.device
     landmarks = torch.from_numpy(batch.landmarks)
     hidden_NH = hidden_states(network.encoder, inputs_of(network, train.steps, batch.events), batch.sizes.tolist())
-    logits = network.logits(hidden_NH[torch.from_numpy(batch.place).to(device)], train.readout_LR[landmarks].to(device))
+    asked = None if believed_LS is None else believed_LS[landmarks].to(device)
+    logits = network.answer(hidden_NH[torch.from_numpy(batch.place).to(device)], asked, train.readout_LR[landmarks].to(device))
     weight = torch.from_numpy(train.moments.weight[batch.landmarks]).to(device)
     terms = negative_log_likelihood(logits, train.event_LKB[landmarks].to(device), train.mask_LKB[landmarks].to(device))
     loss = terms @ weight / weight.sum()
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
-    torch.nn.utils.clip_grad_norm_(network.parameters(), gradient_norm)
+    torch.nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], gradient_norm)
     optimizer.step()
 
 

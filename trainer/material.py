@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from model.belief import levels
 from model.features import Scaling, StepFeatures, Vocabulary
 from model.hazards import log_likelihood_terms
 from model.network import Network
@@ -25,13 +26,15 @@ BLOCK = 65_536
 class Material:
     """What a network is fitted on or judged by: a history and moments in it, as tensors. L landmarks, E events.
 
-    readout_LR: what the head sees beside the hidden state. mask_LKB, event_LKB: the likelihood's terms, one byte each.
+    readout_LR: what the head sees beside the state. level_L: of the silence at the moment (`model.belief.levels`).
+    mask_LKB, event_LKB: the likelihood's terms, one byte each.
     """
 
     history: History
     moments: Landmarks
     steps: StepFeatures
     readout_LR: torch.Tensor
+    level_L: torch.Tensor
     mask_LKB: torch.Tensor
     event_LKB: torch.Tensor
     stats: NDArray[np.void]
@@ -48,21 +51,22 @@ def prepare(history: History, moments: Landmarks, vocabulary: Vocabulary, scalin
         m, e = log_likelihood_terms(moments.wait_ms[:, k], moments.observed_ms, edges_ms)
         mask[:, k], event[:, k] = torch.from_numpy(m), torch.from_numpy(e)
     parts = [readout(after[moments.event[i : i + BLOCK]], moments.at_ms[i : i + BLOCK]) for i in range(0, max(size, 1), BLOCK)]
-    return Material(history, moments, features(history, vocabulary, scaling), torch.cat(parts), mask, event, after[moments.event])
+    level = torch.from_numpy(levels(moments.at_ms - history.time_ms[moments.event]))
+    return Material(history, moments, features(history, vocabulary, scaling), torch.cat(parts), level, mask, event, after[moments.event])
 
 
 def hidden_along(network: Network, steps: StepFeatures, history: History) -> torch.Tensor:
-    """(E, H) hidden state after each event, stepped over each user's whole stream as a worker does."""
+    """(E, Z) state after each event, stepped over each user's whole stream as a worker does."""
     users, first, active = by_rank(history)
     device = network.device
-    out = torch.empty((len(history), network.shape.hidden))
+    out = torch.empty((len(history), network.state_size))
     with torch.inference_mode():
-        inputs = inputs_of(network, steps, slice(None))
-        state = torch.zeros((len(users), network.shape.hidden), device=device)
+        columns = network.inputs(steps)
+        state = torch.zeros((len(users), network.state_size), device=device)
         begin = torch.from_numpy(first)
         for rank, n in enumerate(active.tolist()):
             rows = begin[:n] + rank
-            state = network.encoder.step(state[:n], inputs[rows])
+            state = network.encoder.step(state[:n], *(c[rows] for c in columns))
             out[rows] = state.cpu()
     return out
 
@@ -87,7 +91,7 @@ def head_terms(network: Network, material: Material, hidden_EH: torch.Tensor, ro
     """(N,) negative log-likelihood of some landmarks, by their rows; hidden_EH: state after each event. Differentiable in the head."""
     device = network.device
     hidden_NH = hidden_EH[torch.from_numpy(material.moments.event)[rows]]
-    logits = network.logits(hidden_NH.to(device), material.readout_LR[rows].to(device))
+    logits = network.logits(hidden_NH.to(device), material.readout_LR[rows].to(device), material.level_L[rows].to(device))
     return negative_log_likelihood(logits, material.event_LKB[rows].to(device), material.mask_LKB[rows].to(device))
 
 

@@ -1,4 +1,4 @@
-"""The GRU over a packed batch, for training on CPU: the same numbers as `torch.nn.GRU`, at a third of its time.
+"""The recurrent units over a packed batch; the GRU, for training on CPU: the same numbers as `torch.nn.GRU`, at a third of its time.
 
 torch's backward pass adds to the weights' gradients at every step; here the steps only carry the hidden state's gradient back, and
 the weights' gradients are one product over all events at the end (as cuDNN has it).
@@ -19,7 +19,7 @@ from model.network import Encoder
 
 def hidden_states(encoder: Encoder, inputs_NF: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
     """(N, H) hidden state after each event of chunks that start from zero. sizes: chunks that have a t-th event, falling."""
-    if inputs_NF.is_cuda:
+    if inputs_NF.is_cuda or encoder.shape.encoder != "gru":
         out: torch.Tensor = encoder.rnn(PackedSequence(inputs_NF, torch.tensor(sizes)))[0].data
         return out
     weights = encoder.rnn.all_weights[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -51,7 +51,12 @@ class TrainerSettings(Settings):
     learning_rate: float = Field(4e-3, gt=0, description="peak step size of AdamW; a warm start begins at half of it")
     weight_decay: float = Field(0.05, ge=0, description="of AdamW")
     gradient_norm: float = Field(1.0, gt=0, description="norm to which a batch's gradient is clipped")
-    hidden: int = Field(64, gt=0, description="units of the GRU")
+    encoder: Literal["gru", "lstm", "rnn"] = Field("gru", description="recurrent units: gru, lstm or rnn")
+    hidden: int = Field(64, gt=0, description="recurrent units")
+    belief_states: int = Field(
+        20, ge=0, le=64, description="latent states of the belief cell, a learned Markov model of the stream beside the units; 0: none"
+    )
+    belief_steps: int = Field(500, gt=0, description="steps of the belief cell's fitting by likelihood; a warm start takes a quarter")
     head: int = Field(64, gt=0, description="units of the heads' shared layer")
     dropout: float = Field(0.2, ge=0, lt=1, description="share of units dropped in training")
     seed: int = Field(0, description="of every random choice in a round")

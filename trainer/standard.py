@@ -33,10 +33,10 @@ def standardised(network: Network, readout_LR: torch.Tensor) -> Iterator[None]:
     """Within, the head's readout inputs have mean 0 and deviation 1 over `readout_LR`; it computes the same as before, and after."""
     head, linear = network.head, network.head[0]
     assert isinstance(linear, nn.Linear)
-    hidden = network.shape.hidden
+    before = linear.in_features - readout_LR.shape[1]
     mean, deviation = torch.zeros(linear.in_features), torch.ones(linear.in_features)
     spread, centre = torch.std_mean(readout_LR, dim=0)
-    mean[hidden:], deviation[hidden:] = centre, torch.where(spread > 1e-3, spread, 1.0)  # a constant input stays as it is
+    mean[before:], deviation[before:] = centre, torch.where(spread > 1e-3, spread, 1.0)  # a constant input stays as it is
     mean, deviation = mean.to(network.device), deviation.to(network.device)
     with torch.no_grad():
         linear.bias.add_(linear.weight @ mean)

@@ -29,7 +29,7 @@ class States:
     def __init__(self, model: Model, schedule: Schedule, cache_users: int, history_events: int) -> None:
         self.schedule = schedule
         self.history_events = history_events
-        self.arena = Arena(cache_users, model.network.shape.hidden)
+        self.arena = Arena(cache_users, model.network.state_size)
         self.tasks: dict[int, Task] = {}
         self.tables: dict[int, dict[str, int]] = {}
         self.hits = self.misses = self.rebuilt = 0
@@ -39,7 +39,7 @@ class States:
     def use(self, model: Model) -> None:
         """Score with `model` from now on. Every task must have been flushed if the states are outdated by it."""
         if self.outdated_by(model):  # a row that is in memory is complete: see `rows`
-            self.arena = Arena(self.arena.capacity, model.network.shape.hidden)
+            self.arena = Arena(self.arena.capacity, model.network.state_size)
             self.tables = {number: {} for number in self.tables}
         self.model = model
         self.encoder = identity(model.manifest.encoder_id)
@@ -221,13 +221,13 @@ class Histories:
 
     @torch.inference_mode()
     def hidden(self) -> NDArray[np.int16]:
-        """(N, H) hidden states, at rest."""
+        """(N, Z) states, at rest."""
         network = self._model.network
-        inputs = network.inputs(self._features)
-        state = torch.zeros(self._users, network.shape.hidden, device=network.device)
+        columns = network.inputs(self._features)
+        state = torch.zeros(self._users, network.state_size, device=network.device)
         for who, event in self._rounds:
             users = torch.from_numpy(who).to(state.device)
-            stepped = network.encoder.step(state[users], inputs[torch.from_numpy(event).to(state.device)])
+            stepped = network.encoder.step(state[users], *(c[torch.from_numpy(event).to(state.device)] for c in columns))
             state[users] = torch.from_numpy(dequantise(quantise(stepped.cpu().numpy()))).to(state.device)
         return quantise(state.cpu().numpy())
 
