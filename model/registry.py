@@ -2,6 +2,7 @@
 
     ROOT/versions/VERSION/weights.safetensors   1. written first,
     ROOT/versions/VERSION/manifest.json         2. then the manifest, which names the weights' sha256,
+    ROOT/versions/VERSION/report.html, .json    what the trainer says of it, for people; nobody waits for them
     ROOT/current                                3. last the pointer: {"version", "manifest_sha256"}, replaced in one step
     ROOT/decisions/TIME-VERSION-ACTION.json     every promotion, rejection and rollback: who, why, with which figures
 
@@ -78,6 +79,16 @@ class Registry:
         self._write(f"{folder}/weights.safetensors", weights)
         self._write(f"{folder}/manifest.json", manifest_json)
         return Manifest.model_validate_json(manifest_json)
+
+    def attach(self, version: str, name: str, content: bytes) -> str:
+        """Put a file beside a published version, such as its report; it goes when the version goes. Returns where it lies."""
+        self._write(f"versions/{version}/{name}", content)
+        return f"{self.location}/versions/{version}/{name}"
+
+    def attached(self, version: str, name: str) -> str | None:
+        """Where a version's file of that name lies, if it has one."""
+        found = self._fs.exists(self._path(f"versions/{version}/{name}"))
+        return f"{self.location}/versions/{version}/{name}" if found else None
 
     def promote(self, version: str, *, action: str = "promoted", reason: str, by: str, figures: Mapping[str, Any] | None = None) -> None:
         """Move `current` to `version`, after loading it as a worker would. Raises ArtifactError and moves nothing if that fails."""

@@ -38,7 +38,7 @@ class Metrics:
         self.rounds = counter("rounds", "Rounds by outcome: promoted, rejected, published, waiting, failed", "outcome")
         self.round_seconds = Histogram(
             "streamscore_trainer_round_seconds",
-            "Seconds of a round by stage: load, dataset, fit, evaluate, publish",
+            "Seconds of a round by stage: load, dataset, fit, evaluate, publish, report",
             ("stage",),
             registry=registry,
             buckets=_SECONDS,
