@@ -24,8 +24,10 @@ def _counts(y: Booleans, p: Floats) -> tuple[Floats, Floats]:
 
 
 def _thinned(*columns: Floats) -> tuple[Floats, ...]:
-    size = len(columns[0])
-    kept = np.unique(np.linspace(0, size - 1, min(size, POINTS)).astype(np.int64))
+    """Evenly along the curve, and finely at its beginning, where one moment more makes a difference."""
+    last = len(columns[0]) - 1
+    even, fine = np.linspace(0, last, POINTS // 2), np.geomspace(1, last + 1, POINTS // 2) - 1
+    kept = np.unique(np.concatenate([even, fine]).round().astype(np.int64))
     return tuple(c[kept] for c in columns)
 
 

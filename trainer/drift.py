@@ -66,20 +66,19 @@ def of_features(history: History, begin_ms: int, newest_ms: int, end_ms: int) ->
     """
     time_ms = history.time_ms
     before, after = (time_ms >= begin_ms) & (time_ms < newest_ms), (time_ms >= newest_ms) & (time_ms < end_ms)
-    gap_seconds = np.full(len(history), np.nan)
-    gap_seconds[1:] = np.diff(time_ms) / 1000
-    gap_seconds[~history.has_previous] = np.nan
+    gap_seconds = np.append(0, np.diff(time_ms)) / 1000
+    follows = history.has_previous  # first events have no gap, and crowd at the beginning of any log
     kinds: dict[str, NDArray[np.integer]] = {
         "event type": history.type_hash,
         "category": history.category_hash,
         "weekday": time_ms // DAY_MS % 7,
     }
     numbers: dict[str, NDArray[np.floating]] = {
-        "time since the previous event": gap_seconds,
         "value": history.value,
         "hour of the day": time_ms // HOUR_MS % 24 + 0.5,
     }
     return {
         **{name: psi_of_kinds(column[before], column[after]) for name, column in kinds.items()},
         **{name: psi(column[before], column[after]) for name, column in numbers.items()},
+        "time since the previous event": psi(gap_seconds[before & follows], gap_seconds[after & follows]),
     }

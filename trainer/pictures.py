@@ -7,7 +7,7 @@ Colours are those of Okabe & Ito, "Color Universal Design" (2008), told apart by
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import matplotlib as mpl
@@ -22,6 +22,9 @@ from trainer.drift import LARGE, SLIGHT
 from trainer.measures import TOP, Booleans, Floats
 
 _INK = "#010203"  # stands for the page's text colour
+MODEL, CHAMPION, CONSTANT, RECENCY = "this model", "champion", "constant hazard", "recency"
+"""Who is compared. Each has the same colour and dash in every picture."""
+
 _STYLES: tuple[tuple[str, Any], ...] = (
     ("#0a84c6", "-"),
     ("#e69f00", (0, (5, 1.5))),
@@ -29,6 +32,7 @@ _STYLES: tuple[tuple[str, Any], ...] = (
     ("#cc79a7", (0, (1, 1.2))),
     ("#d55e00", (0, (7, 2))),
 )
+_OF_MODEL = dict(zip((MODEL, CHAMPION, RECENCY, CONSTANT), _STYLES, strict=False))
 _RC: dict[Any, Any] = {
     "svg.fonttype": "none",  # text as text
     "svg.hashsalt": "streamscore",  # the same figures, the same bytes
@@ -47,6 +51,8 @@ _RC: dict[Any, Any] = {
 }
 
 Place = Literal["best", "upper left", "lower right"]
+
+_LEAST = 1e-6  # scores nearer to 0 or 1 are drawn here
 
 Said = Mapping[str, Floats]
 """Probabilities (N,) by model."""
@@ -86,7 +92,8 @@ def gains(y: Booleans, said: Said) -> str:
 def calibration(y: Booleans, said: Said) -> str:
     def draw(axes: Axes) -> None:
         top = 0.0
-        for (name, p), (colour, dash) in zip(said.items(), _STYLES, strict=False):
+        for name, p in said.items():
+            colour, dash = _OF_MODEL[name]
             predicted, observed, low, high = curves.calibration(y, p)
             top = max(top, float(predicted.max()), float(high.max()))
             bars = np.maximum(np.stack([observed - low, high - observed]), 0)
@@ -101,37 +108,38 @@ def calibration(y: Booleans, said: Said) -> str:
 
 
 def scores(said: Said) -> str:
-    """How the scores are distributed."""
-
     def draw(axes: Axes) -> None:
-        logits = {name: np.log10(np.clip(p, 1e-4, 1 - 1e-4) / (1 - np.clip(p, 1e-4, 1 - 1e-4))) for name, p in said.items()}
-        edges = np.linspace(*_span(logits.values()), 41)
-        for (name, logit), (colour, dash) in zip(logits.items(), _STYLES, strict=False):
+        clipped = {name: np.clip(p, _LEAST, 1 - _LEAST) for name, p in said.items()}
+        logits = {name: np.log10(p / (1 - p)) for name, p in clipped.items()}
+        low, high = _span(logits.values())
+        edges = np.linspace(low, high, 41)
+        for name, logit in logits.items():
+            colour, dash = _OF_MODEL[name]
             share = np.histogram(logit, edges)[0] / max(len(logit), 1)
             axes.stairs(100 * share, edges, color=colour, linestyle=dash, linewidth=1.6, label=name)
-        ticks = [p for p in (0.0001, 0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999) if edges[0] <= np.log10(p / (1 - p)) <= edges[-1]]
-        axes.set_xticks([np.log10(p / (1 - p)) for p in ticks], [f"{p:g}" for p in ticks])
+        steps = (1e-5, 1e-4, 0.001, 0.01, 0.1) if high - low > 2 else (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
+        marks = (*steps, 0.5, *(1 - p for p in reversed(steps)))
+        ticks = [p for p in marks if low <= np.log10(p / (1 - p)) <= high]
+        axes.set_xticks([np.log10(p / (1 - p)) for p in ticks], [np.format_float_positional(p, 6, trim="-") for p in ticks])
         _label(axes, "score (logit scale)", "share of the moments, %")
 
     return _svg(draw, "Scores")
 
 
 def losses(by_name: Mapping[str, tuple[Sequence[int], Sequence[float]]]) -> str:
-    """by_name: (passes done, loss after them)."""
+    """by_name: (passes done, loss after them). Each above its own lowest: training sees further ahead of a moment, so the levels differ."""
 
     def draw(axes: Axes) -> None:
         for (name, (passes, values)), (colour, dash) in zip(by_name.items(), _STYLES, strict=False):
-            axes.plot(passes, values, color=colour, linestyle=dash, label=name, marker="o", markersize=3)
-        best = by_name.get("validation")
-        if best and len(best[1]):
-            at = int(np.argmin(best[1]))
-            axes.plot(best[0][at], best[1][at], "o", markersize=9, markerfacecolor="none", color=_STYLES[0][0])
-            axes.annotate("kept", (best[0][at], best[1][at]), (0, 8), textcoords="offset points", ha="center", color=_INK)
-            axes.margins(y=0.15)
+            if len(values):
+                above, label = np.asarray(values) - min(values), f"{name}, lowest {min(values):.4f}"
+                axes.plot(passes, above, color=colour, linestyle=dash, label=label, marker="o", markersize=3)
+                if name == "validation":
+                    axes.plot(passes[int(np.argmin(values))], 0, "o", markersize=9, markerfacecolor="none", color=colour)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _label(axes, "passes over the training data", "negative log-likelihood, nats a moment")
+        _label(axes, "passes over the training data", "nats a moment above the lowest")
 
-    return _svg(draw, "Losses")
+    return _svg(draw, "Losses", left=0.17)
 
 
 def survival(edges_ms: Sequence[int], by_user: Mapping[str, Floats]) -> str:
@@ -162,11 +170,12 @@ def drift(by_feature: Mapping[str, float]) -> str:
         axes.grid(visible=False, axis="y")
         axes.set_xlabel("population stability index")
 
-    return _svg(draw, "Drift of the features", wide=True)
+    return _svg(draw, "Drift of the features", left=0.42)
 
 
 def _lines(axes: Axes, by_name: Mapping[str, tuple[Floats, ...]]) -> None:
-    for (name, (x, y)), (colour, dash) in zip(by_name.items(), _STYLES, strict=False):
+    for name, (x, y) in by_name.items():
+        colour, dash = _OF_MODEL[name]
         axes.plot(x, y, color=colour, linestyle=dash, label=name)
 
 
@@ -181,15 +190,16 @@ def _unit(axes: Axes) -> None:
     axes.set_ylim(-0.02, 1.02)
 
 
-def _span(samples: Any) -> tuple[float, float]:
+def _span(samples: Iterable[Floats]) -> tuple[float, float]:
     lows, highs = zip(*((float(s.min()), float(s.max())) for s in samples if len(s)), strict=True)
     low, high = min(lows), max(highs)
     return (low, high) if high - low > 0.1 else (low - 0.5, high + 0.5)
 
 
-def _svg(draw: Any, title: str, *, wide: bool = False) -> str:
+def _svg(draw: Callable[[Axes], None], title: str, *, left: float = 0.14) -> str:
     with mpl.rc_context(_RC):
-        figure = Figure(figsize=(5.6, 2.9) if wide else (4.4, 3.3), layout="constrained")
+        figure = Figure(figsize=(4.4, 3.3))
+        figure.subplots_adjust(left=left, right=0.97, bottom=0.14, top=0.97)  # matplotlib's own layout draws every picture twice
         draw(figure.add_subplot())
         out = io.StringIO()
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})

@@ -20,20 +20,20 @@ import numpy as np
 from model.artifact import ArtifactError, Model
 from model.events import stable_hash
 from model.hazards import DAY_MS
-from model.targets import Target, event_sets
+from model.targets import ANY, Target, event_sets
 from trainer import drift, evaluate, measures, pictures, recency
 from trainer.challenger import Challenger, Split
 from trainer.dataset import NEVER_MS, Landmarks
 from trainer.evaluate import Exam
 from trainer.history import History, sample_users
 from trainer.measures import Floats, Interval
+from trainer.pictures import CHAMPION, CONSTANT, MODEL, RECENCY
 from trainer.settings import TrainerSettings
 
 EVENTS = 150_000
 """Events, of a sample of users, that are looked at. With MOMENTS and RESAMPLES this keeps a report at about two seconds."""
 MOMENTS = 8_000
 RESAMPLES = 200
-MODEL, CHAMPION, CONSTANT, RECENCY = "this model", "champion", "constant hazard", "recency"
 
 
 @dataclass(slots=True)
@@ -117,7 +117,7 @@ def _report(
         "validation": [*challenger.fitted.losses],
         "training": [float("nan"), *challenger.fitted.train_losses],  # none before the first pass
     }
-    curves = _survival(sample, model, windows.end_ms)
+    users, curves = _survival(sample, model, windows.end_ms)
     facts = {
         "version": model.manifest.version,
         "created_at": model.manifest.created_at.isoformat(),
@@ -127,15 +127,16 @@ def _report(
         "targets": figures,
         "losses": losses,
         "drift": {"features": of_features, "scores": {name: f["score_drift"] for name, f in figures.items()}},
-        "survival": {"edges_ms": list(model.manifest.edges_ms), "sets": curves},
+        "survival": {"edges_ms": list(model.manifest.edges_ms), "users": users, "sets": curves},
     }
     passes = {name: [i for i, v in enumerate(values) if np.isfinite(v)] for name, values in losses.items()}
     drawn = {name: (known, [losses[name][i] for i in known]) for name, known in passes.items()}
+    who = ", ".join(f"{name} ({u['events']:,} events, silent for {u['silent_days']:.3g} days)" for name, u in users.items())
     common = [
-        ("Losses: what was kept is where validation was lowest", pictures.losses(drawn)),
+        ("Losses, each above its lowest; what was kept is where validation was lowest", pictures.losses(drawn)),
         ("Drift of the features, from training to the judged window", pictures.drift(of_features)),
         *(
-            (f"Survival of sample users: {name}", pictures.survival(model.manifest.edges_ms, by_user))
+            (f"No {name} yet: {who}", pictures.survival(model.manifest.edges_ms, by_user))
             for name, by_user in curves.items()
             if all(np.isfinite(alive).all() for alive in by_user.values())
         ),
@@ -153,7 +154,7 @@ def _about_target(
     own, above = measures.measured(y, user, {name: (p, thresholds[name]) for name, p in whole.items()}, rng, RESAMPLES)
     drifted = drift.psi(now[CHAMPION], now[MODEL]) if {CHAMPION, MODEL} <= whole.keys() and len(y) else float("nan")
     facts = {
-        "asks": f"{'+'.join(target.types)} {target.outcome} within {_days(target.horizon_ms)}",
+        "asks": f"{_set_name(target.types)} {target.outcome} within {_days(target.horizon_ms)}",
         "horizon_ms": target.horizon_ms,
         "moments": len(y),
         "positives": int(y.sum()),
@@ -164,12 +165,13 @@ def _about_target(
         "no_probabilities": broken,
         "score_drift": drifted,
     }
+    shaped = {name: p for name, p in whole.items() if name != CONSTANT}  # a constant is one point there
     drawn: list[tuple[str, str]] = []
     if 0 < y.sum() < len(y):
         drawn = [
             ("ROC", pictures.roc(y, whole)),
-            ("Precision and recall; the level line is the base rate", pictures.precision_recall(y, whole)),
-            ("Calibration in tenths, with 95% intervals", pictures.calibration(y, {n: p for n, p in whole.items() if n != CONSTANT})),
+            ("Precision and recall; the level line is the base rate, as of the constant hazard", pictures.precision_recall(y, shaped)),
+            ("Calibration in tenths, with 95% intervals", pictures.calibration(y, shaped)),
             ("Cumulative gains; the dotted line is the top tenth", pictures.gains(y, whole)),
         ]
     learned = {name: p for name, p in whole.items() if name in (MODEL, CHAMPION)}
@@ -188,8 +190,8 @@ def _joined(a: Exam, b: Exam) -> Exam:
     return Exam(a.history, Landmarks(*columns), a.asked, rows, labels, ())
 
 
-def _survival(history: History, model: Model, at_ms: int) -> dict[str, dict[str, Floats]]:
-    """By event set and sample user, (B,) probability at `at_ms` that none comes by each edge of the grid."""
+def _survival(history: History, model: Model, at_ms: int) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, Floats]]]:
+    """Sample users at `at_ms`; and by event set and user, (B,) the probability that none comes by each edge of the grid."""
     count = np.diff(history.first)
     silent_ms = at_ms - history.time_ms[history.first[1:] - 1]
     chosen = {
@@ -197,7 +199,7 @@ def _survival(history: History, model: Model, at_ms: int) -> dict[str, dict[str,
         "a typical one": int(np.lexsort((silent_ms, np.abs(count - np.median(count))))[0]),
         "long silent": int(np.argsort(silent_ms, kind="stable")[int(0.9 * (len(count) - 1))]),
     }
-    names = [f"{who}: {count[u]:,} events, silent for {_days(silent_ms[u])}" for who, u in chosen.items()]
+    about = {who: {"events": int(count[u]), "silent_days": silent_ms[u] / DAY_MS} for who, u in chosen.items()}
     keep_U = np.isin(np.arange(history.users), list(chosen.values()))
     few = history.of_users(keep_U)
     event = few.first[1:][np.searchsorted(np.flatnonzero(keep_U), list(chosen.values()))] - 1
@@ -207,10 +209,7 @@ def _survival(history: History, model: Model, at_ms: int) -> dict[str, dict[str,
     asked = tuple(Target(name=f"by_{b}", types=types, outcome="absent", horizon_ms=e) for types in sets for b, e in enumerate(edges_ms))
     alive_TN = np.array(evaluate.answers(Exam(few, moments, asked, (np.arange(n),) * len(asked), (), ()), model))
     alive_KBN = alive_TN.reshape(len(sets), len(edges_ms), n)
-    return {
-        "any event" if types == ("*",) else "+".join(types): {name: alive_KBN[k, :, i] for i, name in enumerate(names)}
-        for k, types in enumerate(sets)
-    }
+    return about, {_set_name(types): {who: alive_KBN[k, :, i] for i, who in enumerate(chosen)} for k, types in enumerate(sets)}
 
 
 def _data(history: History, windows: _Windows) -> dict[str, Any]:
@@ -278,6 +277,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float | np.floating):
         return round(float(value), 6) if np.isfinite(value) else None
     return value
+
+
+def _set_name(types: Sequence[str]) -> str:
+    return "event" if ANY in types else "+".join(types)
 
 
 def _days(ms: int) -> str:
