@@ -2,6 +2,7 @@
 
     ROOT/versions/VERSION/weights.safetensors   1. written first,
     ROOT/versions/VERSION/manifest.json         2. then the manifest, which names the weights' sha256,
+    ROOT/versions/VERSION/report.html, .json    what the trainer says of it, for people; nobody waits for them
     ROOT/moves/NUMBER.json                      3. a promotion or rollback is the next move: {"version", "manifest_sha256", "decision"},
     ROOT/decisions/TIME-VERSION-ACTION.json     4. kept among all promotions, rejections and rollbacks: who, why, with which figures,
     ROOT/current                                5. and last the pointer, {"version", "manifest_sha256"}, replaced in one step
@@ -96,6 +97,16 @@ class Registry:
         except FileExistsError:
             raise ArtifactError(f"{self.location} already has a version {manifest.version}") from None
         return Manifest.model_validate_json(manifest_json)
+
+    def attach(self, version: str, name: str, content: bytes) -> str:
+        """Put a file beside a published version, such as its report; it goes when the version goes. Returns where it lies."""
+        self.storage.write(f"versions/{version}/{name}", content)
+        return f"{self.location}/versions/{version}/{name}"
+
+    def attached(self, version: str, name: str) -> str | None:
+        """Where a version's file of that name lies, if it has one."""
+        found = self.storage.exists(f"versions/{version}/{name}")
+        return f"{self.location}/versions/{version}/{name}" if found else None
 
     def promote(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -39,11 +39,15 @@ def no_progress(share: float, words: str) -> None:
 
 @dataclass(slots=True)
 class Fitted:
-    """What came of a fitting. The network holds the best weights; losses: validation loss before the first and after each pass."""
+    """What came of a fitting. The network holds the best weights.
+
+    losses: validation loss before the first and after each pass. train_losses: mean loss of each pass's batches, dropout and all.
+    """
 
     losses: list[float]
     seconds: float
     why: str
+    train_losses: list[float] = field(default_factory=list)
 
 
 def fit(
@@ -92,6 +96,7 @@ def _fit(
     best_loss = validation_loss() if warm else float("inf")
     best = copy.deepcopy(network.state_dict())
     believed_LS = _fit_belief(network, train, settings, warm, rng, progress, stopping, clock)
+    train_losses: list[float] = []
     losses, since_best, why = [best_loss], 0, f"all {settings.epochs} passes done"
     landmark_first = np.searchsorted(train.moments.event, np.arange(len(train.history) + 1))
     asked_events = len(np.unique(train.moments.event))
@@ -99,6 +104,7 @@ def _fit(
     planned = settings.epochs  # fewer, once it shows that the budget does not last for them: the step size must come down in any case
     for epoch in range(settings.epochs):
         network.train()
+        batch_losses: list[torch.Tensor] = []
         begins, ends = chunks(train.history.first, settings.chunk_events, rng)
         asked = landmark_first[ends] > landmark_first[begins]  # chunks before the window only lead up to it
         begins, ends = begins[asked], ends[asked]
@@ -112,10 +118,12 @@ def _fit(
             done = (epoch + i / len(batches)) / planned
             for group in optimizer.param_groups:
                 group["lr"] = peak * learning_rate_share(done)
-            _step(network, train, pack(low, high, train.moments.event, landmark_first), believed_LS, optimizer, settings.gradient_norm)
+            packed = pack(low, high, train.moments.event, landmark_first)
+            batch_losses += _step(network, train, packed, believed_LS, optimizer, settings.gradient_norm)
             progress(done, f"pass {epoch + 1}")
         loss = validation_loss()
         losses.append(loss)
+        train_losses.append(float(torch.stack(batch_losses).mean()) if batch_losses else float("nan"))
         if epoch == 0:
             planned = min(planned, max(1, int(settings.round_budget_seconds / max(clock() - begin, 1e-9))))
         progress((epoch + 1) / planned, f"pass {epoch + 1}: validation loss {loss:.4f}")
@@ -129,7 +137,7 @@ def _fit(
             why = f"no better on validation for {settings.patience} passes"
             break
     network.load_state_dict(best)
-    return Fitted(losses, clock() - begin, why)
+    return Fitted(losses, clock() - begin, why, train_losses)
 
 
 def _fit_belief(
@@ -175,9 +183,10 @@ def _step(
     believed_LS: torch.Tensor | None,
     optimizer: torch.optim.Optimizer,
     gradient_norm: float,
-) -> None:
+) -> tuple[torch.Tensor, ...]:
+    """The batch's loss, left on its device; () of a batch that asks nothing."""
     if not len(batch.landmarks):
-        return
+        return ()
     device = network.device
     landmarks = torch.from_numpy(batch.landmarks)
     hidden_NH = hidden_states(network.encoder, inputs_of(network, train.steps, batch.events), batch.sizes.tolist())
@@ -190,6 +199,7 @@ def _step(
     loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], gradient_norm)
     optimizer.step()
+    return (loss.detach(),)
 
 
 def learning_rate_share(done: float) -> float:

@@ -18,11 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-RESAMPLES = 200
-ECE_BINS = 10
-EPSILON = 1e-7
+from trainer.measures import Floats, WeightedAuc, losses, summary
 
-Floats = NDArray[np.float64]
+RESAMPLES = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,51 +117,13 @@ def _paired(judged: Judged, rng: np.random.Generator) -> tuple[Floats, Floats]:
     users = int(user.max()) + 1
     y = judged.label
     difference = losses(y, judged.challenger) - losses(y, judged.incumbent)
-    aucs = [_WeightedAuc(y, p) for p in (judged.challenger, judged.incumbent)]
+    aucs = [WeightedAuc(y, p) for p in (judged.challenger, judged.incumbent)]
     out = np.empty((2, RESAMPLES))
     for i in range(RESAMPLES):
         weight = np.bincount(rng.integers(0, users, users), minlength=users)[user].astype(np.float64)
         challenger, incumbent = (a(weight) for a in aucs)
         out[:, i] = difference @ weight / weight.sum(), incumbent - challenger
     return out[0], out[1]
-
-
-class _WeightedAuc:
-    """AUC of one set of predictions under many weightings: sorted once. Ties count a half."""
-
-    def __init__(self, y: NDArray[np.bool_], p: Floats) -> None:
-        self._order = np.argsort(p, kind="stable")
-        self._positive = y[self._order].astype(np.float64)
-        ordered = p[self._order]
-        self._starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
-
-    def __call__(self, weight: Floats) -> float:
-        ordered = weight[self._order]
-        positive = np.add.reduceat(ordered * self._positive, self._starts)
-        negative = np.add.reduceat(ordered, self._starts) - positive
-        below = np.cumsum(negative) - negative / 2
-        pairs = positive.sum() * negative.sum()
-        return float(positive @ below / pairs) if pairs else 0.5
-
-
-def losses(y: NDArray[np.bool_], p: Floats) -> Floats:
-    """(N,) log-loss of each prediction, in nats."""
-    p = np.clip(p, EPSILON, 1 - EPSILON)
-    out: Floats = -np.where(y, np.log(p), np.log1p(-p))
-    return out
-
-
-def summary(y: NDArray[np.bool_], p: Floats) -> dict[str, float]:
-    """AUC (where there are both outcomes), log-loss, Brier score and ECE (equal-mass bins) of some predictions; {} of none."""
-    if not len(y):
-        return {}
-    order = np.argsort(p, kind="stable")
-    bins = zip(np.array_split(p[order], ECE_BINS), np.array_split(y[order], ECE_BINS), strict=True)
-    ece = sum(abs(bp.mean() - by.mean()) * len(bp) for bp, by in bins if len(bp)) / len(y)
-    measures = {"log_loss": losses(y, p).mean(), "brier": np.mean((p - y) ** 2), "ece": ece}
-    if 0 < y.sum() < len(y):
-        measures["auc"] = _WeightedAuc(y, p)(np.ones(len(y)))
-    return {name: round(float(value), 5) for name, value in measures.items()}
 
 
 def _interval(values: Floats) -> list[float]:

@@ -44,7 +44,7 @@ class Metrics:
         )
         self.round_seconds = Histogram(
             "streamscore_trainer_round_seconds",
-            "Seconds of a round by stage: load, dataset, fit, evaluate, publish",
+            "Seconds of a round by stage: load, dataset, fit, evaluate, publish, report",
             ("stage",),
             registry=registry,
             buckets=_SECONDS,

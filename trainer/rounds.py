@@ -17,7 +17,7 @@ import numpy as np
 from model.artifact import ArtifactError, Model
 from model.hazards import DAY_MS
 from model.registry import Outdated, Pointer, Registry
-from trainer import evaluate, gate
+from trainer import evaluate, gate, tensorboard
 from trainer.challenger import Challenger, Split, train
 from trainer.fit import Progress, Stopped, no_progress
 from trainer.history import History, sample_users
@@ -71,7 +71,12 @@ def run_round(
         decision = examine(history, split, challenger, champion, settings, metrics, rng)
     if stopping():
         raise Stopped
-    return conclude(challenger, decision, standing, registry, settings, metrics, now=now, by=by, promote=promote)
+    outcome = conclude(challenger, decision, standing, registry, settings, metrics, now=now, by=by, promote=promote)
+    if settings.report:
+        with metrics.timed("report"):
+            report_on(history, split, challenger, champion, registry, settings, outcome.kind, outcome.reason)
+    registry.prune(settings.keep_versions)
+    return outcome
 
 
 def conclude(
@@ -106,8 +111,32 @@ def conclude(
             metrics.rejections.inc()
         if kind != "promoted":
             registry.record(version, kind, reason=reason, by=by, figures=decision.figures)
-        registry.prune(settings.keep_versions)
     return Outcome(kind, reason, version, decision.figures)
+
+
+def report_on(
+    history: History,
+    split: Split,
+    challenger: Challenger,
+    champion: Model | None,
+    registry: Registry,
+    settings: TrainerSettings,
+    kind: str,
+    reason: str,
+) -> None:
+    """Put the report beside the version. The model is judged and published by now: what goes wrong here is said, and costs nothing else."""
+    from trainer import report  # matplotlib takes half a second to load, and nobody else needs it
+
+    version = challenger.model.manifest.version
+    try:
+        about = report.about_round(history, split, challenger, champion, settings, kind, reason)
+        registry.attach(version, "report.json", report.to_json(about).encode())
+        where = registry.attach(version, "report.html", report.to_html(about).encode())
+        logger.info("report: %s", where)
+        if settings.tensorboard_directory:
+            tensorboard.write(settings.tensorboard_directory, about.facts)
+    except Exception:
+        logger.exception("there is no whole report of %s", version)
 
 
 def split_by_time(history: History, settings: TrainerSettings) -> Split:

@@ -70,6 +70,10 @@ class TrainerSettings(Settings):
         0.1, gt=0, description="expected calibration error that a new model may have, unless the champion's is larger"
     )
     gate_min_outcomes: int = Field(30, gt=0, description="users with, and users without, an outcome that a target needs to be judged")
+    report: bool = Field(True, description="write report.html and report.json beside each model; a second or two of CPU a round")
+    tensorboard_directory: Path | None = Field(
+        None, description="where losses and figures go as TensorBoard event files (needs the extra tensorboard); default: nowhere"
+    )
     keep_versions: int = Field(5, gt=1, description="models kept in the registry; older ones are deleted")
 
     metrics_port: int = Field(9465, ge=0, le=65535, description="port of /metrics, /healthz and /readyz; 0 takes a free one")

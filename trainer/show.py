@@ -65,6 +65,8 @@ def version(registry: Registry, name: str) -> None:
                 head = [target.name, f"{figures['horizon_days']:g} d", f"{figures['moments']:,}", f"{figures['positives']:,}"]
                 table.add_row(*(head if who == "challenger" else [""] * 4), who, *measures)
     console.print(table)
+    if report := registry.attached(name, "report.html"):
+        console.print(f"report: {report}", highlight=False, soft_wrap=True)
     for decision in registry.decisions():
         if decision["version"] == name:
             console.print(f"{decision['at'][:19]} {decision['action']} by {decision['by']}: {decision['reason']}", highlight=False)
