@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from model.statistics import STATISTICS
 
-FORMAT = 1
+FORMAT = 2  # 2: statistics with visits
 TAIL = 8
 HIDDEN_STEP = 32767.0
 
