@@ -109,10 +109,13 @@ def _visit(
     begins = returns | (last_seconds == 0)
     gap = np.log1p(np.where(returns, now_seconds - last_seconds, 0)).astype(np.float32)
     weight = np.where(returns, np.where(visits[row, slot, -1] > 1, PACE_WEIGHT, 1), 0).astype(np.float32)
-    stats["pace_mean"][row, slot] += weight * (gap - stats["pace_mean"][row, slot])
-    stats["pace_square"][row, slot] += weight * (gap * gap - stats["pace_square"][row, slot])
-    visits[row, slot] += begins[:, None]
-    weekdays[row, now_ms // DAY_MS % 7] += begins
+    changed = np.flatnonzero(begins)  # most events begin no visit
+    row, slot, gap, weight = row[changed], slot[changed], gap[changed], weight[changed]
+    mean, square = stats["pace_mean"], stats["pace_square"]
+    mean[row, slot] += weight * (gap - mean[row, slot])
+    square[row, slot] += weight * (gap * gap - square[row, slot])
+    visits[row, slot] += 1
+    weekdays[row, now_ms[changed] // DAY_MS % 7] += 1
 
 
 SILENCE_MS = (3 * HOUR_MS, 12 * HOUR_MS, 2 * DAY_MS, 8 * DAY_MS, 30 * DAY_MS)
