@@ -67,6 +67,7 @@ class Manifest(BaseModel):
     lineage: str
     weights_sha256: str
     window: Window
+    base_hazards: list[list[float]] = Field(default_factory=list)  # (K, B) of everybody alike: the answer for a user without an event
     metrics: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -99,16 +100,24 @@ class Scorer:
         except ValueError as error:
             raise ArtifactError(f"model {model.manifest.version}: {error}") from error
         self._tensors = tuple(t.to(model.network.device) for t in tensors)
+        base_KB = model.manifest.base_hazards
+        self._base_KB = torch.logit(torch.tensor(base_KB)).to(model.network.device) if base_KB else None
 
     @torch.inference_mode()
     def __call__(
         self, hidden: torch.Tensor | NDArray[np.float32], stats: NDArray[np.void], at_ms: NDArray[np.int64]
     ) -> NDArray[np.float32]:
-        """(N, T) probabilities asked at `at_ms` (N,) of users with states `hidden` (N, Z) and `stats` (N,) of dtype STATISTICS."""
+        """(N, T) probabilities asked at `at_ms` (N,) of users with states `hidden` (N, Z) and `stats` (N,) of dtype STATISTICS.
+
+        A user without an event (all zero bytes) is answered for by the base hazards, those of everybody alike.
+        """
         device = self._network.device
         state = torch.from_numpy(hidden) if isinstance(hidden, np.ndarray) else hidden
         level = torch.from_numpy(levels(np.maximum(at_ms - stats["last_ms"], 0))).to(device)
         logits = self._network.logits(state.to(device), readout(stats, at_ms, device), level)
+        unknown = stats["count"] == 0
+        if self._base_KB is not None and unknown.any():
+            logits[torch.from_numpy(unknown).to(device)] = self._base_KB
         weights, sets, absent = self._tensors
         out: NDArray[np.float32] = hazards.probabilities(logits, weights, sets, absent).cpu().numpy()
         return out
@@ -145,6 +154,9 @@ def _fits(manifest: Manifest) -> None:
         raise ValueError(f"the shape is that of {shape.encoder!r}, the encoder {manifest.encoder!r}")
     if len(event_sets(tuple(manifest.targets))) != shape.sets:
         raise ValueError(f"the targets do not need {shape.sets} heads")
+    base = manifest.base_hazards
+    if base and not (np.shape(base) == (shape.sets, shape.bins) and np.min(base) > 0 and np.max(base) < 1):
+        raise ValueError(f"base_hazards must be {shape.sets} rows of {shape.bins} numbers between 0 and 1")
     if not (math.isfinite(scaling.value_centre) and 0 < scaling.value_spread < math.inf):
         raise ValueError(f"values cannot be scaled by {scaling}")
 

@@ -1,6 +1,8 @@
 """Recurrent statistics: the part of a user's state with a fixed definition. O(1) an event, and they outlive a change of encoder.
 
-Exponentially decayed counts per event type, recency per type, moments of the gaps, decayed and mean log value, tenure. `update` is
+Exponentially decayed counts per event type, recency per type, visits and their pace per type, visits by weekday, moments of the gaps,
+decayed and mean log value, tenure. Events come in bursts (the lines of one basket): a visit is an event after VISIT_GAP_MS without one
+of its type, so that a large basket does not look like a loyal customer. `update` is
 numpy, in place, on the at-rest layout; `readout` is torch, because it belongs to the head and runs where the head runs.
 
 A late event (older than the user's last) is taken as if it happened at the user's last event: time does not run backwards for a user.
@@ -17,6 +19,9 @@ from model.hazards import DAY_MS, HOUR_MS
 
 SLOTS = 12  # event types with counts of their own; slot 0 is every other type
 SCALES_MS = (HOUR_MS, DAY_MS, 7 * DAY_MS, 30 * DAY_MS)  # and a fifth scale that never forgets
+VISIT_GAP_MS = HOUR_MS // 2  # as the web's session: half an hour without an event of the type ends a visit
+VISIT_SCALES_MS = (7 * DAY_MS, 30 * DAY_MS, 90 * DAY_MS)  # and a fourth scale that never forgets
+PACE_WEIGHT = 0.2  # of the newest gap between visits in their moving moments
 _VALUE_SCALE_MS = 30 * DAY_MS
 _GAP_WEIGHT = 0.1  # of the newest gap in the moving moments
 EPOCH_2000_MS = 946_684_800_000
@@ -36,12 +41,17 @@ STATISTICS = np.dtype(
         ("value_weight", "<f4"),
         ("value_total", "<f4"),
         ("value_count", "<f4"),
+        ("visits", "<f4", (SLOTS, len(VISIT_SCALES_MS) + 1)),
+        ("pace_mean", "<f4", (SLOTS,)),  # of log1p(seconds) between two visits of a type; 0 before the second
+        ("pace_square", "<f4", (SLOTS,)),
+        ("weekdays", "<f4", (7,)),  # visits that began on this day of the week (UTC, from Thursday), decayed over 90 days
         ("attributes", "<u4", (hashed.MOST,)),  # of the newest event that carried any; see `model.attributes`
     ]
 )
 """One user's statistics. `count == 0` is a user never seen; all zero bytes are a valid, empty record."""
 
 _DECAY_PER_MS = np.array([1 / s for s in SCALES_MS] + [0.0])
+_VISIT_DECAY_PER_MS = np.array([1 / s for s in VISIT_SCALES_MS] + [0.0])
 
 
 def signed_log1p(value: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -70,7 +80,9 @@ def update(
     counts = stats["counts"]
     counts *= np.exp(-elapsed_ms[:, None] * _DECAY_PER_MS).astype(np.float32)[:, None, :]
     counts[row, slot] += 1
-    stats["last_seconds"][row, slot] = np.maximum((now_ms - EPOCH_2000_MS) // 1000, 1)
+    now_seconds = np.maximum((now_ms - EPOCH_2000_MS) // 1000, 1)
+    _visit(stats, row, slot, now_ms, now_seconds, elapsed_ms)
+    stats["last_seconds"][row, slot] = now_seconds
     gap = np.log1p(elapsed_ms / 1000).astype(np.float32)
     weight = np.where(stats["count"] > 1, _GAP_WEIGHT, 1.0).astype(np.float32)  # the first gap is the mean of one gap
     weight[new] = 0
@@ -91,9 +103,36 @@ def update(
         stats["attributes"][carries] = attributes[carries]
 
 
+def _visit(
+    stats: NDArray[np.void],
+    row: NDArray[np.int64],
+    slot: NDArray[np.int64],
+    now_ms: NDArray[np.int64],
+    now_seconds: NDArray[np.int64],
+    elapsed_ms: NDArray[np.float64],
+) -> None:
+    """Visits, their pace and their weekdays; `stats` still has the recency from before this event."""
+    decay = np.exp(-elapsed_ms[:, None] * _VISIT_DECAY_PER_MS).astype(np.float32)
+    visits, weekdays = stats["visits"], stats["weekdays"]
+    visits *= decay[:, None, :]
+    weekdays *= decay[:, -2, None]
+    last_seconds = stats["last_seconds"][row, slot].astype(np.int64)
+    returns = (last_seconds > 0) & (now_seconds - last_seconds > VISIT_GAP_MS // 1000)
+    begins = returns | (last_seconds == 0)
+    gap = np.log1p(np.where(returns, now_seconds - last_seconds, 0)).astype(np.float32)
+    weight = np.where(returns, np.where(visits[row, slot, -1] > 1, PACE_WEIGHT, 1), 0).astype(np.float32)
+    changed = np.flatnonzero(begins)  # most events begin no visit
+    row, slot, gap, weight = row[changed], slot[changed], gap[changed], weight[changed]
+    mean, square = stats["pace_mean"], stats["pace_square"]
+    mean[row, slot] += weight * (gap - mean[row, slot])
+    square[row, slot] += weight * (gap * gap - square[row, slot])
+    visits[row, slot] += 1
+    weekdays[row, now_ms[changed] // DAY_MS % 7] += 1
+
+
 SILENCE_MS = (3 * HOUR_MS, 12 * HOUR_MS, 2 * DAY_MS, 8 * DAY_MS, 30 * DAY_MS)
 """Scales of the silent age: hazards fall a hundredfold along it, more than one logarithm of it lets a small head follow."""
-READOUT_SIZE = SLOTS * (len(SCALES_MS) + 2) + 12 + len(SILENCE_MS) + hashed.WIDTH
+READOUT_SIZE = SLOTS * (len(SCALES_MS) + 2 + len(VISIT_SCALES_MS) + 4) + 7 + 12 + len(SILENCE_MS) + hashed.WIDTH
 
 
 def readout(stats: NDArray[np.void], at_ms: NDArray[np.int64], device: torch.device | str = "cpu") -> torch.Tensor:
@@ -140,10 +179,25 @@ def readout(stats: NDArray[np.void], at_ms: NDArray[np.int64], device: torch.dev
     counts_NVS = tensor(stats["counts"]) * tensor(decay).unsqueeze(1)
     # The count that never forgets is given as a rate: a total says how long the log is, not how the user behaves.
     per_day_N1 = tensor((1 / (whole_tenure_ms / DAY_MS + 1)).astype(np.float32)).unsqueeze(1)
+    log_since = torch.log1p(tensor(np.clip(since_type, 0, MAX_TENURE_MS // 1000).astype(np.float32)))
+    visit_decay = np.exp(-silent_ms[:, None] * _VISIT_DECAY_PER_MS).astype(np.float32)
+    visits_NVS = tensor(stats["visits"]) * tensor(visit_decay).unsqueeze(1)
+    # What a steady user of this tenure would have gathered, as a share of what one of long standing has.
+    exposure = -np.expm1(-(whole_tenure_ms[:, None] + DAY_MS) * _VISIT_DECAY_PER_MS[:-1]).astype(np.float32)[:, None, :]
+    pace_NV = tensor(stats["pace_mean"])
+    # From the weekday asked on, so that "today" and "tomorrow" stand at the same place whatever the day.
+    ahead = (asked_ms[:, None] // DAY_MS + np.arange(7)) % 7
+    weekdays = np.take_along_axis(stats["weekdays"], ahead, 1) * visit_decay[:, -2, None]
     parts = [
         torch.log1p(counts_NVS[:, :, :-1]).flatten(1),
         torch.log1p(counts_NVS[:, :, -1] * per_day_N1),
-        torch.log1p(tensor(np.clip(since_type, 0, MAX_TENURE_MS // 1000).astype(np.float32))) / 15,
+        log_since / 15,
+        torch.log1p(visits_NVS[:, :, :-1] / tensor(exposure)).flatten(1),
+        torch.log1p(visits_NVS[:, :, -1] * per_day_N1),
+        (log_since - pace_NV) / 5,
+        pace_NV / 15,
+        torch.sqrt(torch.clamp(tensor(stats["pace_square"]) - pace_NV * pace_NV, min=0)) / 5,
+        tensor(weekdays / (weekdays.sum(1, keepdims=True) + 1)),
         tensor(scalars),
         tensor(hashed.vector(stats["attributes"])),
     ]

@@ -67,6 +67,27 @@ def test_what_is_published_comes_back(registry: Registry) -> None:
     assert not again.network.training
 
 
+def test_a_user_without_an_event_gets_the_answer_of_everybody(files: tuple[bytes, bytes]) -> None:
+    loaded = artifact.load(*files)
+    sets, bins = loaded.network.shape.sets, loaded.network.shape.bins
+    base = [[0.01] * bins] * sets
+    model = artifact.load(changed(files[0], base_hazards=base), files[1])
+    stats = np.zeros(3, STATISTICS)
+    stats["count"][0], stats["last_ms"][0], stats["first_ms"][0] = 1, 10**12, 10**12
+    at_ms, hidden = np.full(3, 10**12), np.zeros((3, model.network.shape.hidden), np.float32)
+    target = Target.parse("churn=*:absent:30d")
+    found = model.scorer([target])(hidden, stats, at_ms)
+    left = sum(edge <= target.horizon_ms for edge in model.manifest.edges_ms)
+    assert found[1:, 0] == pytest.approx(0.99**left, rel=1e-5)
+    assert found[0] == pytest.approx(loaded.scorer([target])(hidden, stats, at_ms)[0], rel=1e-6)
+
+
+@pytest.mark.parametrize("base", [[[0.1]], [[0.5, 2.0]], [[0.0] * 16] * 2])
+def test_base_hazards_that_cannot_be_are_refused(files: tuple[bytes, bytes], base: list[list[float]]) -> None:
+    with pytest.raises(ArtifactError, match="base_hazards must be"):
+        artifact.load(changed(files[0], base_hazards=base), files[1])
+
+
 def changed(manifest: bytes, **fields: Any) -> bytes:
     return json.dumps(json.loads(manifest) | fields).encode()
 

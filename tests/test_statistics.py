@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from model.attributes import WIDTH
-from model.statistics import EPOCH_2000_MS, READOUT_SIZE, SCALES_MS, SLOTS, STATISTICS, readout, update
+from model.statistics import (
+    EPOCH_2000_MS,
+    PACE_WEIGHT,
+    READOUT_SIZE,
+    SCALES_MS,
+    SLOTS,
+    STATISTICS,
+    VISIT_GAP_MS,
+    VISIT_SCALES_MS,
+    readout,
+    update,
+)
 
 START_MS = 1_760_000_000_000
 DAY_MS = 86_400_000
@@ -84,6 +95,37 @@ def test_the_closed_form(gaps: list[tuple[int, int, float]]) -> None:
         mean, square = mean + weight * (gap - mean), square + weight * (gap * gap - square)
     assert stats["gap_mean"] == pytest.approx(mean, rel=1e-4, abs=1e-4)
     assert stats["gap_square"] == pytest.approx(square, rel=1e-4, abs=1e-3)
+
+
+@given(steps)
+def test_the_closed_form_of_visits(gaps: list[tuple[int, int, float]]) -> None:
+    events = timeline(gaps)
+    times = np.maximum.accumulate([t for t, _, _ in events]).tolist()
+    (stats,) = after(events)
+    visits, weekdays = np.zeros((SLOTS, len(VISIT_SCALES_MS) + 1)), np.zeros(7)
+    for wanted in range(SLOTS):
+        own = [t for t, (_, slot, _) in zip(times, events, strict=True) if slot == wanted]
+        seconds = [(t - EPOCH_2000_MS) // 1000 for t in own]
+        begins = [i for i in range(len(own)) if i == 0 or seconds[i] - seconds[i - 1] > VISIT_GAP_MS // 1000]
+        for i in begins:
+            visits[wanted] += [*(math.exp(-(times[-1] - own[i]) / scale) for scale in VISIT_SCALES_MS), 1]
+            weekdays[own[i] // DAY_MS % 7] += math.exp(-(times[-1] - own[i]) / VISIT_SCALES_MS[-1])
+        mean = square = 0.0
+        for k, i in enumerate(begins[1:]):
+            gap, weight = math.log1p(seconds[i] - seconds[i - 1]), PACE_WEIGHT if k else 1.0
+            mean, square = mean + weight * (gap - mean), square + weight * (gap * gap - square)
+        assert stats["pace_mean"][wanted] == pytest.approx(mean, rel=1e-4, abs=1e-4)
+        assert stats["pace_square"][wanted] == pytest.approx(square, rel=1e-4, abs=1e-3)
+    np.testing.assert_allclose(stats["visits"], visits, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(stats["weekdays"], weekdays, rtol=1e-4, atol=1e-5)
+
+
+def test_a_burst_is_one_visit() -> None:
+    """The lines of a basket, and of one a week later: two visits, a week apart, on one weekday."""
+    (stats,) = after([(START_MS + week * 7 * DAY_MS + line * 60_000, 1, 2.0) for week in (0, 1) for line in range(20)])
+    assert stats["visits"][1, -1] == 2
+    assert stats["pace_mean"][1] == pytest.approx(math.log1p(7 * 86_400 - 19 * 60))
+    assert np.count_nonzero(stats["weekdays"]) == 1
 
 
 @given(steps, st.integers(0, 10**10))

@@ -28,8 +28,10 @@ from trainer.dataset import (
     features,
     fit_scaling,
     landmarks,
+    scheduled,
     statistics_after,
     thinned,
+    together,
 )
 from trainer.history import History, from_table, read_file, sample_users
 
@@ -116,6 +118,34 @@ def test_moments_and_what_came_after_them(rows: list[tuple[str, str, int]], begi
 
 
 @settings(deadline=None)
+@given(log_rows, st.integers(0, 40), st.integers(1, 20), st.integers(0, 10))
+def test_a_schedule_asks_of_what_came_strictly_before(rows: list[tuple[str, str, int]], begin_day: int, days: int, seed: int) -> None:
+    history = from_table(events_table(rows))
+    begin_ms, end_ms = START_MS + begin_day * DAY_MS, START_MS + (begin_day + days) * DAY_MS
+    moments = scheduled(history, SETS, begin_ms, end_ms, np.random.default_rng(seed))
+    assert (moments.at_ms >= begin_ms).all()
+    assert (moments.at_ms < end_ms).all()
+    known = [u for u in range(history.users) if history.time_ms[history.first[u]] + 1 < end_ms]
+    assert np.unique(history.user[moments.event]).tolist() == known
+    for i in range(len(moments)):
+        user = history.user[moments.event[i]]
+        mine = np.arange(history.first[user], history.first[user + 1])
+        assert moments.event[i] == mine[history.time_ms[mine] < moments.at_ms[i]][-1]
+        for k, types in enumerate(SETS):
+            wait = expected_wait(history, moments, i, types, end_ms)
+            assert moments.wait_ms[i, k] >= moments.observed_ms[i] if wait is None else moments.wait_ms[i, k] == wait
+
+
+def test_both_kinds_of_moments_weigh_the_same() -> None:
+    history, rng = shop_history(50, 20), np.random.default_rng(0)
+    asked, on_schedule = (ask(history, SETS, START_MS, START_MS + 20 * DAY_MS, rng) for ask in (landmarks, scheduled))
+    both = together(asked, on_schedule)
+    assert both.weight.sum() == pytest.approx(2 * asked.weight.sum(), rel=1e-4)
+    assert len(both) == len(asked) + len(on_schedule)
+    assert (np.diff(both.event) >= 0).all()
+
+
+@settings(deadline=None)
 @given(log_rows, st.integers(1, 49), st.integers(0, 10))
 def test_nothing_knows_its_future(rows: list[tuple[str, str, int]], day: int, seed: int) -> None:
     """Other events from a time on change nothing of what was known, asked or seen before it."""
@@ -127,9 +157,10 @@ def test_nothing_knows_its_future(rows: list[tuple[str, str, int]], day: int, se
     alone = from_table(events_table(past))
     assert mixed.time_ms.tolist() == alone.time_ms.tolist()
     assert np.array_equal(statistics_after(mixed, VOCABULARY), statistics_after(alone, VOCABULARY))
-    one, other = (landmarks(h, SETS, START_MS, end_ms, np.random.default_rng(seed)) for h in (mixed, alone))
-    for name in ("event", "at_ms", "weight", "observed_ms", "wait_ms"):
-        assert np.array_equal(getattr(one, name), getattr(other, name))
+    for ask in (landmarks, scheduled):
+        one, other = (ask(h, SETS, START_MS, end_ms, np.random.default_rng(seed)) for h in (mixed, alone))
+        for name in ("event", "at_ms", "weight", "observed_ms", "wait_ms"):
+            assert np.array_equal(getattr(one, name), getattr(other, name))
 
 
 def _effective_before(rows: list[tuple[str, str, int]], row: tuple[str, str, int], end_ms: int) -> bool:

@@ -18,10 +18,10 @@ from model.network import Network, Shape
 from model.registry import new_version
 from model.targets import Target, event_sets
 from trainer import evaluate
-from trainer.dataset import choose_vocabulary, fit_scaling, landmarks
+from trainer.dataset import Landmarks, choose_vocabulary, fit_scaling, landmarks, scheduled, together
 from trainer.fit import Fitted, Progress, fit
 from trainer.history import History
-from trainer.material import prepare
+from trainer.material import Material, prepare
 from trainer.metrics import Metrics
 from trainer.settings import TrainerSettings
 
@@ -68,12 +68,12 @@ def train(
         shape = Shape(settings.hidden, settings.head, len(sets), len(edges_ms), settings.dropout, settings.encoder, settings.belief_states)
         inherits = champion is not None and same_units(Shape(**champion.manifest.shape), shape)
         scaling = champion.scaling if champion and inherits else fit_scaling(train_history.value)
-        training = prepare(
-            train_history, landmarks(train_history, sets, split.begin_ms, split.validation_ms, rng), vocabulary, scaling, edges_ms
-        )
-        validation = prepare(
-            validation_history, landmarks(validation_history, sets, split.validation_ms, split.test_ms, rng), vocabulary, scaling, edges_ms
-        )
+
+        def material(known: History, begin_ms: int, end_ms: int) -> Material:
+            return prepare(known, _moments(known, sets, begin_ms, end_ms, rng), vocabulary, scaling, edges_ms)
+
+        training = material(train_history, split.begin_ms, split.validation_ms)
+        validation = material(validation_history, split.validation_ms, split.test_ms)
         hazard_KB = evaluate.constant_hazards(training, edges_ms)
     torch.manual_seed(settings.seed)
     network = Network(shape)
@@ -88,8 +88,19 @@ def train(
         f"starting from {champion.manifest.version} ({copied} of {len(network.state_dict())} tensors)" if champion else "a first model",
     )
     network.to(settings.resolved_device)
+    begun = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     with metrics.timed("fit"):
         fitted = fit(network, training, validation, settings, warm=copied > 0, progress=progress, stopping=stopping)
+        if settings.refit:
+            passes = max(1, int(np.argmin(fitted.losses)))
+            logger.info("%d passes did best; once more with the validation days, for as many", passes)
+            whole = material(validation_history, split.begin_ms, split.test_ms)
+            hazard_KB = evaluate.constant_hazards(whole, edges_ms)
+            network.load_state_dict(begun)
+            # In sample now, the validation loss no longer stops anything: it falls to the last pass.
+            again = settings.model_copy(update={"epochs": passes, "patience": passes})
+            refitted = fit(network, whole, validation, again, warm=copied > 0, progress=progress, stopping=stopping)
+            fitted.seconds += refitted.seconds
     metrics.validation_loss.set(min(fitted.losses))
     logger.info("fitted in %.1f s, %d passes: %s", fitted.seconds, len(fitted.losses) - 1, fitted.why)
     manifest = Manifest(
@@ -105,9 +116,15 @@ def train(
         encoder_id="",  # filled in when published
         lineage=champion.manifest.lineage if champion else version,
         weights_sha256="",
+        base_hazards=hazard_KB.tolist(),
         window=Window(start_ms=split.begin_ms, end_ms=split.test_ms, users=validation_history.users, events=len(validation_history)),
     )
     return Challenger(Model(network, manifest, vocabulary, scaling), hazard_KB, fitted)
+
+
+def _moments(history: History, sets: tuple[tuple[str, ...], ...], begin_ms: int, end_ms: int, rng: np.random.Generator) -> Landmarks:
+    """What a model is fitted on: moments as a worker asks them, and as a schedule does."""
+    return together(landmarks(history, sets, begin_ms, end_ms, rng), scheduled(history, sets, begin_ms, end_ms, rng))
 
 
 def grid(targets: tuple[Target, ...]) -> tuple[int, ...]:

@@ -27,6 +27,8 @@ ASKS = 8
 """Moments asked in a silence that lasts through all these ages, for one right after the event."""
 DRAWS = 3
 """Landmarks that stand for them."""
+SCHEDULED = 24
+"""Moments that a schedule asks of each user in the window, at most; a long list of users with few events gets fewer."""
 NEVER_MS = np.int64(1) << 61
 
 
@@ -34,7 +36,7 @@ NEVER_MS = np.int64(1) << 61
 class Landmarks:
     """L moments asked, sorted by event. K event sets.
 
-    event: (L,) the last event before the moment (index into the history). at_ms: (L,). weight: (L,) in (0, 1].
+    event: (L,) the last event before the moment (index into the history). at_ms: (L,). weight: (L,) above 0.
     wait_ms: (L, K) to the next event of each set after the moment, NEVER_MS or so if none was seen. observed_ms: (L,) until the end.
     """
 
@@ -55,7 +57,6 @@ def landmarks(
     history: History, sets: Sequence[Sequence[str]], begin_ms: int, end_ms: int, rng: np.random.Generator, draws: int = DRAWS
 ) -> Landmarks:
     """Moments in [begin, end) and what came after them, censored at `end`: events from `end` on are not looked at."""
-    n = len(history)
     time_ms = history.time_ms
     inside = time_ms < end_ms
     last = ~np.append(history.has_previous[1:], False)  # no event of the same user follows
@@ -81,6 +82,55 @@ def landmarks(
     order = np.lexsort((at_ms, event))
     event, at_ms, weight = event[order], at_ms[order], weight[order]
 
+    return _outcomes(history, sets, event, at_ms, weight, end_ms)
+
+
+def scheduled(
+    history: History, sets: Sequence[Sequence[str]], begin_ms: int, end_ms: int, rng: np.random.Generator, at_most: int = SCHEDULED
+) -> Landmarks:
+    """Moments in [begin, end) that the calendar sets, not the user: a list of everybody known, scored on some day, as for a campaign.
+
+    Drawn uniformly from each user's days in the window, so a user counts by the time known, not by the events: the landmarks after events
+    speak mostly of those who come most. Weights of 1.
+    """
+    known_ms = np.maximum(history.time_ms[history.first[:-1]] + 1, begin_ms)
+    users = np.flatnonzero(known_ms < end_ms)
+    inside = np.count_nonzero((history.time_ms >= begin_ms) & (history.time_ms < end_ms))
+    draws = int(np.clip(inside // max(len(users), 1), 1, at_most))
+    user = np.repeat(users, draws)
+    # Stratified, as the silent ages are: a user's draws share the days out between them.
+    place = (np.tile(np.arange(draws), len(users)) + rng.random(len(user))) / draws
+    at_ms = known_ms[user] + (place * (end_ms - known_ms[user])).astype(np.int64)
+    # Events of one user are in order of time, and users follow each other: one sort gives each moment's last event strictly before it.
+    order = np.lexsort(
+        (np.append(np.ones(len(history)), np.zeros(len(user))), np.append(history.time_ms, at_ms), np.append(history.user, user))
+    )
+    is_event = order < len(history)
+    event = (np.cumsum(is_event) - 1)[~is_event]
+    return _outcomes(history, sets, event, at_ms[order[~is_event] - len(history)], np.ones(len(user), np.float32), end_ms)
+
+
+def together(asked: Landmarks, on_schedule: Landmarks) -> Landmarks:
+    """Both kinds of moments, each kind with half of the weight."""
+    share = float(asked.weight.sum()) / max(float(on_schedule.weight.sum()), 1.0)
+    event, at_ms = np.append(asked.event, on_schedule.event), np.append(asked.at_ms, on_schedule.at_ms)
+    weight = np.append(asked.weight, on_schedule.weight * np.float32(share))
+    wait_ms = np.concatenate([asked.wait_ms, on_schedule.wait_ms])
+    observed_ms = np.append(asked.observed_ms, on_schedule.observed_ms)
+    return Landmarks(event, at_ms, weight, wait_ms, observed_ms).where(np.lexsort((at_ms, event)))
+
+
+def _outcomes(
+    history: History,
+    sets: Sequence[Sequence[str]],
+    event: NDArray[np.int64],
+    at_ms: NDArray[np.int64],
+    weight: NDArray[np.float32],
+    end_ms: int,
+) -> Landmarks:
+    """The landmarks of these moments: what came after each, up to `end`."""
+    n, time_ms = len(history), history.time_ms
+    inside = time_ms < end_ms
     wait_ms = np.empty((len(event), len(sets)), np.int64)
     for k, types in enumerate(sets):
         member = np.flatnonzero(inside & _in_set(history.type_hash, types))

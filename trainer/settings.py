@@ -46,6 +46,9 @@ class TrainerSettings(Settings):
     round_budget_seconds: float = Field(600, gt=0, description="seconds that the fitting of one round may take")
     epochs: int = Field(15, gt=0, description="passes over the training data at most; validation usually stops the fitting earlier")
     patience: int = Field(4, gt=0, description="passes without a better validation loss after which the fitting stops")
+    refit: bool = Field(
+        False, description="fit once more, on training and validation days together, for the number of passes that validation found best"
+    )
     batch_events: int = Field(2048, gt=0, description="events in a batch at most, about; a short history gets smaller ones")
     chunk_events: int = Field(50, gt=1, description="events of a user that are trained on in one piece")
     learning_rate: float = Field(4e-3, gt=0, description="peak step size of AdamW; a warm start begins at half of it")
