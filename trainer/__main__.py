@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import getpass
+import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -99,7 +100,7 @@ def offline(arguments: argparse.Namespace, settings: TrainerSettings) -> int:
 
     from model.memory import keep_freed_memory
     from trainer import offline
-    from trainer.show import fitting
+    from trainer.show import as_text, fitting
 
     keep_freed_memory()
     if settings.threads:
@@ -111,6 +112,25 @@ def offline(arguments: argparse.Namespace, settings: TrainerSettings) -> int:
         case "predict":
             with fitting("predicting") as progress:
                 said = offline.answer(arguments.model, arguments.events, arguments.queries, arguments.out, settings, progress)
+        case "backtest":
+            from trainer import backtest
+
+            with fitting("backtest") as progress:
+                report = backtest.backtest(
+                    arguments.events, arguments.origins, arguments.every, arguments.until, settings, datetime.now(UTC), progress
+                )
+            said = json.dumps(report) if arguments.json else as_text(backtest.tabulated(report, settings.targets))
+        case "compare":
+            from trainer import compare
+
+            with fitting("comparing") as progress:
+                found = compare.compare(arguments.events, arguments.until, arguments.only, settings, datetime.now(UTC), progress)
+            said = json.dumps(found) if arguments.json else as_text(compare.tabulated(found, settings.targets))
+        case "tune":
+            from trainer import tune
+
+            with fitting("tuning") as progress:
+                said = tune.tune(arguments.events, arguments.until, arguments.trials, arguments.minutes, arguments.out, settings, progress)
     print(said)
     return 0
 

@@ -78,6 +78,25 @@ def parser() -> argparse.ArgumentParser:
         "queries", type=Path, metavar="QUERIES", help="query,task,user_id,at,horizon: P(target of that name in [at, at + horizon))"
     )
     predict.add_argument("--out", type=Path, required=True, metavar="FILE", help="query,probability, as .csv, .jsonl or .parquet")
+
+    backtest = command("backtest", "fit and score at rolling origins: how good would this have been?", own, asked)
+    _events(backtest, until=True)
+    backtest.add_argument("--origins", type=int, default=4, metavar="N", help="how many times to fit; default 4")
+    backtest.add_argument(
+        "--every", metavar="DURATION", help="from one origin to the next (16d); default: over the second half of the data"
+    )
+    compare = command("compare", "alternatives and this model on one split, in one table (pip install 'streamscore[compare]')", own, asked)
+    _events(compare, until=True)
+    compare.add_argument(
+        "--only", metavar="A,B", help="these alternatives alone: constant, recency, logistic, lightgbm, pareto, mlp, cnn, ..."
+    )
+    for some in (backtest, compare):
+        some.add_argument("--json", action="store_true", help="print figures as JSON")
+    tune = command("tune", "search for better settings on inner splits (pip install 'streamscore[tune]')", own, asked)
+    _events(tune, until=True)
+    tune.add_argument("--trials", type=int, default=20, metavar="N", help="settings to try; default 20")
+    tune.add_argument("--minutes", type=float, metavar="N", help="stop after this time, too")
+    tune.add_argument("--out", type=Path, required=True, metavar="FILE", help="TOML file for the best settings, as --config takes it")
     return top
 
 

@@ -82,6 +82,14 @@ def fitting(what: str = "fitting") -> Iterator[FitProgress]:
         yield lambda share, words: bar.update(task, completed=share, description=words)
 
 
+def as_text(table: Table) -> str:
+    """A table as lines of text, as wide as the terminal."""
+    console = _console()
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get().rstrip()
+
+
 def _console() -> Console:
     console = Console()
     return console if console.is_terminal else Console(width=200)  # a pipe has no width to fit into
