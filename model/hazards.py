@@ -5,7 +5,8 @@ Source: logistic hazard / Nnet-survival (Gensheimer & Narasimhan, arXiv 1805.009
     P(occurs within H) = 1 - product over bins up to H of (1 - hazard)
 
 A hazard is the sigmoid of a logit z, so log(1 - hazard) = -softplus(z) and a product of survivals is a sum: `horizon_weights` turns
-"up to H" into one matrix, in which a bin that H cuts counts with the share of it that lies before H (constant rate within the bin).
+"up to H" into one matrix, in which a bin that H cuts counts with the share of it that lies before H (constant rate within
+the bin; the last bin's rate goes on beyond the grid).
 """
 
 from __future__ import annotations
@@ -28,16 +29,12 @@ DEFAULT_EDGES_MS = tuple(round(h * HOUR_MS) for h in (0.25, 1, 3, 8, 24, 48, 72,
 def horizon_weights(edges_ms: Sequence[int], horizons_ms: Sequence[int]) -> NDArray[np.float32]:
     """(B, T): the share of bin b that lies before horizon t. edges_ms: the B right ends of the bins, the first bin starts at 0.
 
-    Raises ValueError where a horizon lies beyond the grid.
+    Beyond the grid the last bin's rate goes on: its share is then more than 1.
     """
     right = np.asarray(edges_ms, np.float64)
     left = np.concatenate([[0.0], right[:-1]])
-    horizons = np.asarray(horizons_ms, np.float64)
-    if horizons.size and horizons.max() > right[-1]:
-        raise ValueError(
-            f"a horizon of {horizons.max() / DAY_MS:.1f} days lies beyond the model's grid, which ends at {right[-1] / DAY_MS:.1f} days"
-        )
-    share = np.clip((horizons[None, :] - left[:, None]) / (right - left)[:, None], 0, 1)
+    share = np.maximum((np.asarray(horizons_ms, np.float64)[None, :] - left[:, None]) / (right - left)[:, None], 0)
+    share[:-1] = np.minimum(share[:-1], 1)
     weights: NDArray[np.float32] = share.astype(np.float32)
     return weights
 

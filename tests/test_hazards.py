@@ -62,9 +62,12 @@ def test_horizons_at_the_edges_of_the_grid() -> None:
     assert ask(hazards, [10, 20, 40], [30]) == pytest.approx([1 - 0.9 * 0.8 * math.sqrt(0.5)])
 
 
-def test_a_horizon_beyond_the_grid_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"a horizon of 91\.0 days lies beyond the model's grid, which ends at 90\.0 days"):
-        horizon_weights(DEFAULT_EDGES_MS, [DAY_MS, 91 * DAY_MS])
+def test_beyond_the_grid_the_last_rate_goes_on() -> None:
+    hazards = [0.1, 0.2, 0.5]
+    assert ask(hazards, [10, 20, 40], [60, 80, 30]) == pytest.approx(
+        [1 - 0.9 * 0.8 * 0.5**2, 1 - 0.9 * 0.8 * 0.5**3, 1 - 0.9 * 0.8 * 0.5**0.5]
+    )
+    assert ask([0.3], [10], [5, 20]) == pytest.approx([1 - 0.7**0.5, 1 - 0.7**2])
 
 
 @given(st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=16, max_size=16))

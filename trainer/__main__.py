@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import getpass
+import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -12,52 +13,17 @@ from pathlib import Path
 
 from model.logs import configure
 from model.settings import SettingsError
+from trainer.arguments import parser, settings_of
 from trainer.settings import TrainerSettings
 
-EXAMPLES = """
-examples:
-  python -m trainer run                              collect events, hold rounds, promote what is better
-  python -m trainer train --input events.csv         one round on the events of a file (CSV, JSONL or Parquet)
-  python -m trainer promote 20261121-203159-3f9a --reason "measured better in the shop"
-"""
-
-
-def parser() -> argparse.ArgumentParser:
-    config = argparse.ArgumentParser(add_help=False)
-    config.add_argument("--config", type=Path, metavar="FILE", help="TOML file with settings; environment variables win over it")
-    epilog = f"{EXAMPLES}\nsettings (environment variable over TOML file over default):\n{TrainerSettings.describe()}"
-
-    top = argparse.ArgumentParser(
-        prog="python -m trainer", description=__doc__, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def command(name: str, text: str) -> argparse.ArgumentParser:
-        return commands.add_parser(
-            name, help=text, description=text, epilog=epilog, parents=[config], formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-
-    command("run", "follow the event topics and hold rounds, until SIGTERM or Ctrl-C")
-    train = command("train", "hold one round, on the log or on a file")
-    train.add_argument("--input", type=Path, metavar="FILE", help="events as .csv, .jsonl or .parquet; default: the log")
-    train.add_argument(
-        "--promote", action=argparse.BooleanOptionalAction, default=True, help="promote what passes the gate; otherwise only publish"
-    )
-    command("list", "models of the registry, newest last")
-    command("show", "one model: window, figures, decisions").add_argument("version", metavar="VERSION")
-    promote = command("promote", "make a version the current one, past the gate")
-    promote.add_argument("version", metavar="VERSION")
-    rollback = command("rollback", "return to the version before the current one")
-    for parser in (promote, rollback):
-        parser.add_argument("--reason", default="by hand", help="kept with the decision")
-    return top
+OFFLINE = ("fit", "predict", "backtest", "compare", "tune")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, 1 for a failure, 2 for settings or arguments that cannot be."""
     arguments = parser().parse_args(argv)
     try:
-        settings = TrainerSettings.read(arguments.config)
+        settings = settings_of(arguments)
     except SettingsError as error:
         print(error, file=sys.stderr)
         return 2
@@ -79,6 +45,8 @@ def run(arguments: argparse.Namespace, settings: TrainerSettings) -> int:
         return 0
     if arguments.command == "train":
         return train(settings, arguments.input, arguments.promote)
+    if arguments.command in OFFLINE:
+        return offline(arguments, settings)
 
     from model.registry import Registry
     from trainer import show
@@ -103,7 +71,8 @@ def train(settings: TrainerSettings, source: Path | None, promote: bool) -> int:
 
     from model.memory import keep_freed_memory
     from model.registry import Registry
-    from trainer.history import from_table, read_file
+    from trainer.history import from_table
+    from trainer.inputs import read_events
     from trainer.metrics import Metrics
     from trainer.rounds import run_round
     from trainer.service import load_history
@@ -112,7 +81,7 @@ def train(settings: TrainerSettings, source: Path | None, promote: bool) -> int:
     keep_freed_memory()
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    history = from_table(read_file(source, settings.event_fields)) if source else load_history(settings)
+    history = from_table(read_events(source, settings.event_fields)) if source else load_history(settings)
     if history is None:
         raise ValueError(f"there are no events in {settings.log_directory}: let `python -m trainer run` collect some, or give --input FILE")
     with fitting() as progress:
@@ -122,6 +91,47 @@ def train(settings: TrainerSettings, source: Path | None, promote: bool) -> int:
     if outcome.kind == "waiting":
         raise ValueError(f"too little data to train on: {outcome.reason} (see min_users, min_events and min_days)")
     print(f"{outcome.kind} {outcome.version}: {outcome.reason}")
+    return 0
+
+
+def offline(arguments: argparse.Namespace, settings: TrainerSettings) -> int:
+    """The commands that know files only: a result on stdout, progress on stderr."""
+    import torch
+
+    from model.memory import keep_freed_memory
+    from trainer import offline
+    from trainer.show import as_text, fitting
+
+    keep_freed_memory()
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    match arguments.command:
+        case "fit":
+            with fitting() as progress:
+                said = offline.fit(arguments.events, arguments.until, arguments.out, arguments.force, settings, datetime.now(UTC), progress)
+        case "predict":
+            with fitting("predicting") as progress:
+                said = offline.answer(arguments.model, arguments.events, arguments.queries, arguments.out, settings, progress)
+        case "backtest":
+            from trainer import backtest
+
+            with fitting("backtest") as progress:
+                report = backtest.backtest(
+                    arguments.events, arguments.origins, arguments.every, arguments.until, settings, datetime.now(UTC), progress
+                )
+            said = json.dumps(report) if arguments.json else as_text(backtest.tabulated(report, settings.targets))
+        case "compare":
+            from trainer import compare
+
+            with fitting("comparing") as progress:
+                found = compare.compare(arguments.events, arguments.until, arguments.only, settings, datetime.now(UTC), progress)
+            said = json.dumps(found) if arguments.json else as_text(compare.tabulated(found, settings.targets))
+        case "tune":
+            from trainer import tune
+
+            with fitting("tuning") as progress:
+                said = tune.tune(arguments.events, arguments.until, arguments.trials, arguments.minutes, arguments.out, settings, progress)
+    print(said)
     return 0
 
 

@@ -168,7 +168,9 @@ class Service:
         return self._collector.caught_up, self._state
 
 
-def told_now_and_then(every_seconds: float = 5.0, clock: Callable[[], float] = time.monotonic) -> Callable[[float, str], None]:
+def told_now_and_then(
+    every_seconds: float = 5.0, clock: Callable[[], float] = time.monotonic, what: str = "fitting"
+) -> Callable[[float, str], None]:
     """Progress as log lines, where there is no terminal to draw a bar on."""
     last = clock()
 
@@ -176,6 +178,6 @@ def told_now_and_then(every_seconds: float = 5.0, clock: Callable[[], float] = t
         nonlocal last
         if clock() - last >= every_seconds:
             last = clock()
-            logger.info("fitting: %.0f%%, %s", 100 * share, words)
+            logger.info("%s: %.0f%%, %s", what, 100 * share, words)
 
     return progress

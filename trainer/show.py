@@ -73,15 +73,23 @@ def version(registry: Registry, name: str) -> None:
 
 
 @contextmanager
-def fitting() -> Iterator[FitProgress]:
+def fitting(what: str = "fitting") -> Iterator[FitProgress]:
     """A progress bar on a terminal, log lines now and then elsewhere."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield told_now_and_then()
+        yield told_now_and_then(what=what)
         return
-    with Progress(TextColumn("fitting"), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console) as bar:
+    with Progress(TextColumn(what), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console) as bar:
         task = bar.add_task("", total=1.0)
         yield lambda share, words: bar.update(task, completed=share, description=words)
+
+
+def as_text(table: Table) -> str:
+    """A table as lines of text, as wide as the terminal."""
+    console = _console()
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get().rstrip()
 
 
 def _console() -> Console:
