@@ -150,6 +150,13 @@ def test_too_few_outcomes_decide_nothing() -> None:
     assert "too few outcomes" in decision.reason
 
 
+def test_a_target_with_too_few_outcomes_may_not_be_ruined() -> None:
+    rare = Judged("purchase", 7 * DAY_MS, USER, SILENT, np.arange(N) < 5, np.full(N, 0.3) + 0.01 * GOOD, np.full(N, 0.002))
+    decision = decide([one(GOOD, WORSE, "churn"), rare], windows=FRESHER, tolerance=Tolerance(), rng=np.random.default_rng(0))
+    assert not decision.promote
+    assert "too few outcomes to tell" in decision.reason
+
+
 def test_one_bad_target_of_two_is_enough() -> None:
     good, bad = (one(c, i, name) for name, c, i in (("purchase", GOOD, WORSE), ("churn", WORSE, GOOD)))
     decision = decide([good, bad], windows=FRESHER, tolerance=Tolerance(), rng=np.random.default_rng(0))

@@ -5,8 +5,9 @@ ch. 8): moments of one user go together, so that a few talkative users do not pa
 has to show that it does no harm (a non-inferiority test; Piaggio et al., JAMA 2012), so a window too small to tell promotes nobody.
 1. Leaks: its weights must know nothing of the moments it is judged on. That is told by its window; to look too good proves nothing.
 2. Sanity: probabilities only, not the same of everybody, and seldom a certainty.
-3. No harm, in every target: log-loss, with 95% confidence, is worse by less than the tolerance. That all targets pass costs no
-   confidence (Berger, Technometrics 1982). Nor may it be worse beyond noise in AUC, or right after events, or in silences.
+3. No harm, in every target: log-loss, with 95% confidence, is worse by less than the tolerance; a target with few outcomes must show
+   that, too. That all targets pass costs no confidence (Berger, Technometrics 1982). Nor may it be worse beyond noise in AUC, or right
+   after events, or in silences.
 4. Calibration, in every target, beyond noise: the mean error over bins (ECE), expected against observed outcomes, and the slope of a
    logistic recalibration (Cox, Biometrika 1958). A bound is stretched to what the champion itself reaches, for drift moves levels.
 5. A reason: better beyond noise in some target (Bonferroni over the targets), or no worse and fresher.
@@ -98,7 +99,7 @@ def decide(judged: Sequence[Judged], *, windows: Windows, tolerance: Tolerance, 
     first = windows.champion_end_ms is None
     incumbent = "the constant hazard" if first else "the champion"
     confidence = 1 - (1 - CONFIDENCE) / max(len(judged), 1)
-    verdicts = [_verdict(j, tolerance, rng, incumbent, confidence) for j in judged]
+    verdicts = [_verdict(j, tolerance, rng, first, confidence) for j in judged]
     figures = {j.target: v.figures for j, v in zip(judged, verdicts, strict=True)}
     if windows.challenger_end_ms > windows.test_ms:
         return Decision(False, "its training window reaches into the test window, so nothing it says there proves anything", figures)
@@ -125,8 +126,9 @@ def decide(judged: Sequence[Judged], *, windows: Windows, tolerance: Tolerance, 
     return Decision(True, f"{word} {incumbent}: {gains}", figures)
 
 
-def _verdict(judged: Judged, tolerance: Tolerance, rng: np.random.Generator, incumbent: str, confidence: float) -> _Verdict:
+def _verdict(judged: Judged, tolerance: Tolerance, rng: np.random.Generator, first: bool, confidence: float) -> _Verdict:
     y, p, q = judged.label, judged.challenger, judged.incumbent
+    incumbent = "the constant hazard" if first else "the champion"
     figures: dict[str, Any] = {"horizon_days": round(judged.horizon_ms / 86_400_000, 2), "moments": len(y), "positives": int(y.sum())}
     if not np.isfinite(p).all() or (len(p) and (p.min() < 0 or p.max() > 1)):
         return _Verdict(figures, ("it gives something that is no probability",), False, True)
@@ -139,7 +141,12 @@ def _verdict(judged: Judged, tolerance: Tolerance, rng: np.random.Generator, inc
     users_with, users_without = (len(np.unique(judged.user[y == outcome])) for outcome in (True, False))
     figures |= {"users_with": users_with, "users_without": users_without}
     if min(users_with, users_without) < tolerance.min_outcomes:
-        return _Verdict(figures | {"judged": False}, (), False, False)
+        figures["judged"] = False
+        if first or not len(y):
+            return _Verdict(figures, (), False, False)
+        most = float(np.quantile(_paired(judged, rng)["log_loss"], CONFIDENCE))
+        harm = f"log-loss may be worse than that of {incumbent} by {most:.4f}, and there are too few outcomes to tell"
+        return _Verdict(figures, (harm,) if most > tolerance.log_loss else (), False, False)
     worse = _paired(judged, rng)
     figures |= {"judged": True} | {f"worse_{name}": _interval(values) for name, values in worse.items()}
     loss = worse["log_loss"]
@@ -180,7 +187,7 @@ def _paired(judged: Judged, rng: np.random.Generator) -> dict[str, Floats]:
     for i in range(RESAMPLES):
         drawn_U = np.bincount(rng.integers(0, users, users), minlength=users).astype(np.float64)
         for name, (total_U, count_U) in sums.items():
-            out[name][i] = drawn_U @ total_U / max(drawn_U @ count_U, 1)
+            out[name][i] = float(drawn_U @ total_U) / max(float(drawn_U @ count_U), 1.0)
         challenger, incumbent = (a(drawn_U[user]) for a in aucs)
         out["auc"][i] = incumbent - challenger
     return out
