@@ -1,4 +1,4 @@
-"""python -m bench throughput | gate."""
+"""python -m bench throughput | gate | drift."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import sys
 from dataclasses import replace
 
-from bench import gate, throughput
+from bench import drift, gate, throughput
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -14,11 +14,13 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["gate"]:
         return gate.main(arguments[1:])
+    if arguments[:1] == ["drift"]:
+        return drift.main(arguments[1:])
     plan = throughput.Plan()
     parser = argparse.ArgumentParser(
         prog="python -m bench", formatter_class=argparse.RawDescriptionHelpFormatter, epilog=throughput.__doc__
     )
-    parser.add_argument("what", choices=["throughput", "gate"], help="gate has options of its own: python -m bench gate --help")
+    parser.add_argument("what", choices=["throughput", "gate", "drift"], help="gate, drift: see their own --help")
     parser.add_argument("--events", type=int, default=plan.events, help="of each throughput run (default %(default)s)")
     parser.add_argument("--users", type=int, nargs="+", default=plan.users, help="user counts (default 300 200000)")
     parser.add_argument("--rounds", type=int, default=plan.rounds, help="how often each case is run (default %(default)s)")

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from demo.attainable import Filter
 from demo.shop import DAY_MS, Drift, Floats, shop_law, simulate
+from demo.shop import History as Events
 from model.artifact import ArtifactError, dump, load
 from trainer import evaluate
 from trainer.challenger import Challenger, Split, train
@@ -61,26 +62,28 @@ class Bout:
         return self.shop.expected_loss(self.challenger) - self.shop.expected_loss(self.champion)
 
 
+def known_shop(seed: int, users: int, days: float, drift: Drift | None) -> tuple[Events, History]:
+    """A simulated shop, and its events as the trainer reads them."""
+    shop = simulate(shop_law(), users=users, start_ms=START_MS, days=days, seed=seed, drift=drift)
+    columns = {
+        "user_id": pa.array(shop.users).take(shop.user),
+        "type": pa.array(shop.types).take(shop.type),
+        "timestamp": shop.time_ms,
+        "item_id": pa.array([None if i < 0 else f"i{i}" for i in shop.item], pa.string()),
+        "category": pa.array([None if c < 0 else f"c{c}" for c in shop.category], pa.string()),
+        "value": pa.array(shop.value, from_pandas=True),
+    }
+    return shop, from_table(pa.table(columns))
+
+
 class Shop:
     """One simulated shop: its events as the trainer reads them, and the filter that knows its law."""
 
     def __init__(self, seed: int, size: Size, *, drifts: bool = False) -> None:
         drift = Drift(START_MS + DRIFT_DAY * DAY_MS, shop_law(PROMOTION)) if drifts else None
-        shop = simulate(shop_law(), users=size.users, start_ms=START_MS, days=DAYS, seed=seed, drift=drift)
+        shop, self.history = known_shop(seed, size.users, DAYS, drift)
         self.settings = TrainerSettings(
             hidden=size.hidden, head=32, epochs=size.epochs, test_share=0.3, seed=seed, log_directory=Path("unused"), device="cpu"
-        )
-        self.history = from_table(
-            pa.table(
-                {
-                    "user_id": pa.array(shop.users).take(shop.user),
-                    "type": pa.array(shop.types).take(shop.type),
-                    "timestamp": shop.time_ms,
-                    "item_id": pa.array([None if i < 0 else f"i{i}" for i in shop.item], pa.string()),
-                    "category": pa.array([None if c < 0 else f"c{c}" for c in shop.category], pa.string()),
-                    "value": pa.array(shop.value, from_pandas=True),
-                }
-            )
         )
         self.split = split_by_time(self.history, self.settings)
         self._filter = Filter(shop_law(), shop, drift)

@@ -163,5 +163,5 @@ def test_a_drift_changes_what_follows_and_nothing_before() -> None:
     asked_ms = np.full(len(known), 35 * DAY_MS)
     came = labels(drifted, known, asked_ms, target).mean()
     knowing, blind = (Filter(shop_law(), drifted, d).probabilities(known, asked_ms, {"p": target})["p"].mean() for d in (drift, None))
-    assert abs(knowing - came) < 0.03
-    assert abs(blind - came) > 0.05
+    assert knowing == pytest.approx(came, rel=0.35)
+    assert blind < 0.6 * came

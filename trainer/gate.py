@@ -5,9 +5,9 @@ ch. 8): moments of one user go together, so that a few talkative users do not pa
 has to show that it does no harm (a non-inferiority test; Piaggio et al., JAMA 2012), so a window too small to tell promotes nobody.
 1. Leaks: its weights must know nothing of the moments it is judged on. That is told by its window; to look too good proves nothing.
 2. Sanity: probabilities only, not the same of everybody, and seldom a certainty.
-3. No harm, in every target: log-loss, with 95% confidence, is worse by less than the tolerance; a target with few outcomes must show
-   that, too. That all targets pass costs no confidence (Berger, Technometrics 1982). Nor may it be worse beyond noise in AUC, or right
-   after events, or in silences.
+3. No harm, in every target: log-loss, with 95% confidence, is worse by less than the tolerance. That all targets pass costs no
+   confidence (Berger, Technometrics 1982). Nor may it be worse beyond noise in AUC, or right after events, or in silences, or in a
+   target that has too few outcomes to be judged: such a one cannot clear anybody, but it can convict.
 4. Calibration, in every target, beyond noise: the mean error over bins (ECE), expected against observed outcomes, and the slope of a
    logistic recalibration (Cox, Biometrika 1958). A bound is stretched to what the champion itself reaches, for drift moves levels.
 5. A reason: better beyond noise in some target (Bonferroni over the targets), or no worse and fresher.
@@ -144,9 +144,9 @@ def _verdict(judged: Judged, tolerance: Tolerance, rng: np.random.Generator, fir
         figures["judged"] = False
         if first or not len(y):
             return _Verdict(figures, (), False, False)
-        most = float(np.quantile(_paired(judged, rng)["log_loss"], CONFIDENCE))
-        harm = f"log-loss may be worse than that of {incumbent} by {most:.4f}, and there are too few outcomes to tell"
-        return _Verdict(figures, (harm,) if most > tolerance.log_loss else (), False, False)
+        loss = _paired(judged, rng)["log_loss"]
+        harm = f"log-loss is worse than that of {incumbent} by {loss.mean():.4f}, few as the outcomes are"
+        return _Verdict(figures, (harm,) if np.quantile(loss, 1 - CONFIDENCE) > tolerance.log_loss else (), False, False)
     worse = _paired(judged, rng)
     figures |= {"judged": True} | {f"worse_{name}": _interval(values) for name, values in worse.items()}
     loss = worse["log_loss"]
