@@ -1,4 +1,4 @@
-"""python -m bench throughput | quality."""
+"""python -m bench throughput | quality | gate | drift."""
 
 from __future__ import annotations
 
@@ -6,15 +6,23 @@ import argparse
 import sys
 from dataclasses import replace
 
-from bench import quality, throughput
+from bench import drift, gate, quality, throughput
 from trainer.settings import TrainerSettings
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The program."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(prog="python -m bench", description="streamscore's benchmarks")
     commands = parser.add_subparsers(dest="what", required=True, metavar="BENCHMARK")
     raw = argparse.RawDescriptionHelpFormatter
+    for name, of, text in (
+        ("gate", gate, "sabotaged and better challengers before the trainer's gate"),
+        ("drift", drift, "how the promoted model recovers when behaviour changes"),
+    ):
+        commands.add_parser(name, help=text, add_help=False)
+        if arguments[:1] == [name]:
+            return of.main(arguments[1:])
     plan = throughput.Plan()
     fast = commands.add_parser(
         "throughput", formatter_class=raw, description=throughput.__doc__, help="events a second and latency of the worker"

@@ -12,7 +12,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from demo.shop import DAY_MS, Floats, History, Ints, Law
+from demo.shop import DAY_MS, Drift, Floats, History, Ints, Law
+
+NEVER_MS = 1 << 61
 
 Target = tuple[Sequence[str], Literal["occurs", "absent"], int]
 """Event types (or "*" for any), the outcome, and the horizon in milliseconds."""
@@ -33,11 +35,15 @@ class Propagator:
 
 
 class Filter:
-    """The exact posterior of every user, kept after each event; probabilities at any later moment. `history` begins at each arrival."""
+    """The exact posterior of every user, kept after each event; probabilities at any later moment. `history` begins at each arrival.
 
-    def __init__(self, law: Law, history: History) -> None:
+    With a drift, it knows the new law from its first moment on, and not a moment earlier.
+    """
+
+    def __init__(self, law: Law, history: History, drift: Drift | None = None) -> None:
         self._law = law
-        self._silence = Propagator(law.d0)
+        self._drift = drift or Drift(NEVER_MS, law)
+        self._silences = Propagator(law.d0), Propagator(self._drift.law.d0)
         order = np.lexsort((history.time_ms, history.user))
         self._user, self._time_ms, kind = history.user[order], history.time_ms[order], history.type[order]
         self._key = _key(self._user, self._time_ms)
@@ -48,8 +54,16 @@ class Filter:
         # Round r steps the r-th event of every user that has one, all users at once; row - 1 is the same user's event before it.
         by_rank = np.argsort(rank, kind="stable")
         for rows in np.split(by_rank, np.cumsum(np.bincount(rank)))[1:-1]:
-            before = self._silence(self._after_ES[rows - 1], (self._time_ms[rows] - self._time_ms[rows - 1]) / DAY_MS)
-            self._after_ES[rows] = _normalised(np.einsum("qs,qst->qt", before, law.d[kind[rows]]))
+            before = self._silent(self._after_ES[rows - 1], self._time_ms[rows - 1], self._time_ms[rows])
+            late = self._time_ms[rows] >= self._drift.at_ms
+            step = np.where(late[:, None, None], self._drift.law.d[kind[rows]], law.d[kind[rows]])
+            self._after_ES[rows] = _normalised(np.einsum("qs,qst->qt", before, step))
+
+    def _silent(self, rows_QS: Floats, from_Q: Ints, to_Q: Ints) -> Floats:
+        """The distributions (not normalised) after silences."""
+        turn_Q = np.clip(self._drift.at_ms, from_Q, to_Q)
+        rows_QS = self._silences[0](rows_QS, (turn_Q - from_Q) / DAY_MS)
+        return self._silences[1](rows_QS, (to_Q - turn_Q) / DAY_MS) if (turn_Q < to_Q).any() else rows_QS
 
     def belief(self, user: ArrayLike, at_ms: ArrayLike) -> Floats:
         """(Q, S): the hidden state's distribution given the user's events with time <= at, and none since."""
@@ -59,12 +73,16 @@ class Filter:
         if early.any():
             bad = int(np.flatnonzero(early)[0])
             raise ValueError(f"query {bad}: user {user_Q[bad]} has no event up to {at_Q[bad]} ms; ask at or after the first event")
-        return _normalised(self._silence(self._after_ES[row], (at_Q - self._time_ms[row]) / DAY_MS))
+        return _normalised(self._silent(self._after_ES[row], self._time_ms[row], at_Q))
 
     def probabilities(self, user: ArrayLike, at_ms: ArrayLike, targets: Mapping[str, Target]) -> dict[str, Floats]:
         """P (Q,) of each target at each (user index, moment in epoch ms), from the user's events with time <= at."""
         belief_QS = self.belief(user, at_ms)
-        return {name: belief_QS @ outcome_by_state(self._law, target) for name, target in targets.items()}
+        late_Q = np.asarray(at_ms, np.int64) >= self._drift.at_ms
+        return {
+            name: np.where(late_Q, belief_QS @ outcome_by_state(self._drift.law, t), belief_QS @ outcome_by_state(self._law, t))
+            for name, t in targets.items()
+        }
 
 
 def probabilities(law: Law, history: History, user: ArrayLike, at_ms: ArrayLike, targets: Mapping[str, Target]) -> dict[str, Floats]:

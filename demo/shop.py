@@ -108,9 +108,23 @@ class Law:
         return float(-self.initial[live] @ np.linalg.solve(moves_SS[np.ix_(live, live)], np.ones(live.sum())))
 
 
-def shop_law() -> Law:
-    """The law of the demo's shop, from the tables above: S = segments x intents."""
+@dataclass(frozen=True)
+class Drift:
+    """From `at_ms` on, another law of the same types and states holds; users keep the state that they are in."""
+
+    at_ms: int
+    law: Law
+
+
+def shop_law(promotion: float = 1.0) -> Law:
+    """The law of the demo's shop, from the tables above: S = segments x intents.
+
+    promotion: factor on the rates of carts and purchases and on silent moves into buying, as a sale would have it.
+    """
     n = len(INTENTS)
+    rates_IK, moved_II = RATES_IK.copy(), MOVES_II.copy()
+    rates_IK[:, [TYPES.index("add_to_cart"), TYPES.index("purchase")]] *= promotion
+    moved_II[:, INTENTS.index("buying")] *= promotion
     lead_KII = np.tile(np.eye(n), (len(TYPES), 1, 1))
     for (kind, intent), after in LEADS_TO.items():
         lead_KII[TYPES.index(kind), INTENTS.index(intent)] = after
@@ -119,11 +133,11 @@ def shop_law() -> Law:
     d0, d, initial = np.zeros((size, size)), np.zeros((len(TYPES), size, size)), np.zeros(size)
     for s, segment in enumerate(SEGMENTS):
         block = slice(s * n, (s + 1) * n)
-        moves_II = MOVES_II.copy()
+        moves_II = moved_II.copy()
         moves_II[[browsing, considering], [considering, buying]] *= segment.wanting
         moves_II[:, [dormant, gone]] *= segment.fading
         moves_II[dormant, browsing] *= segment.activity
-        d[:, block, block] = (RATES_IK * segment.activity).T[:, :, None] * lead_KII
+        d[:, block, block] = (rates_IK * segment.activity).T[:, :, None] * lead_KII
         d0[block, block] = moves_II
         initial[block] = np.multiply(ARRIVAL_INTENT, segment.share)
     np.fill_diagonal(d0, -(d0.sum(1) + d.sum((0, 2))))
@@ -150,7 +164,7 @@ class History:
     types: tuple[str, ...]
 
 
-def simulate(law: Law, *, users: int, start_ms: int, days: float, seed: int) -> History:
+def simulate(law: Law, *, users: int, start_ms: int, days: float, seed: int, drift: Drift | None = None) -> History:
     """One sample of the shop over [start_ms, start_ms + days).
 
     A first cohort arrives within the first tenth of `days`, ten at most, the rest at uniform times; the cohort is as large as the
@@ -161,7 +175,8 @@ def simulate(law: Law, *, users: int, start_ms: int, days: float, seed: int) -> 
     cohort = round(users * life / (life + days))
     first = np.concatenate([rng.uniform(0, min(10, days / 10), cohort), rng.uniform(0, days, users - cohort)])
     first.sort()
-    user, at_days, kind = _events(law, rng, first, days)
+    phases = [(law, days)] if drift is None else [(law, (drift.at_ms - start_ms) / DAY_MS), (drift.law, days)]
+    user, at_days, kind = _events(phases, rng, first)
     time_ms = start_ms + (at_days * DAY_MS).astype(np.int64)
     order = np.lexsort((time_ms, user))
     user, time_ms, kind = user[order], time_ms[order], kind[order]
@@ -179,33 +194,41 @@ def simulate(law: Law, *, users: int, start_ms: int, days: float, seed: int) -> 
     )
 
 
-def _events(law: Law, rng: np.random.Generator, first_U: Floats, days: float) -> tuple[Ints, Floats, Ints]:
-    """Users, times (days) and types (E,), in no order: all users take their next jump, silent or not, together."""
-    size = len(law.initial)
-    rate_S = -np.diag(law.d0)
-    jumps = np.concatenate([law.d0[None] - np.diag(np.diag(law.d0))[None], law.d]).transpose(1, 0, 2).reshape(size, -1)
-    share = np.cumsum(jumps, 1) / np.maximum(rate_S, 1e-300)[:, None]
-    # Row s of the table holds s + (cumulative share of each jump): one binary search draws the jumps of all users.
-    table = (np.minimum(share, 1) + np.arange(size)[:, None]).ravel()
+def _events(phases: list[tuple[Law, float]], rng: np.random.Generator, first_U: Floats) -> tuple[Ints, Floats, Ints]:
+    """Users, times (days) and types (E,), in no order: all users take their next jump, silent or not, together.
 
-    who = np.arange(len(first_U))
-    at = first_U
+    phases: laws, and the day until which each holds. A jump that would lie beyond it is drawn again by the next law: rates forget.
+    """
+    law = phases[0][0]
+    size = len(law.initial)
+    who, at = np.arange(len(first_U)), first_U
     state = rng.choice(size, len(first_U), p=law.initial)
     found: list[tuple[Ints, Floats, Ints]] = [(who, at, np.full(len(who), law.types.index("page_view")))]
-    while True:
-        live = rate_S[state] > 0
-        who, at, state = who[live], at[live], state[live]
-        at = at + rng.exponential(1 / rate_S[state])
-        inside = at < days
-        who, at, state = who[inside], at[inside], state[inside]
-        if not len(who):
-            break
-        jump = np.searchsorted(table, state + rng.random(len(who)), side="right") - state * jumps.shape[1]
-        kind, state = np.divmod(jump, size)
-        event = kind > 0
-        found.append((who[event], at[event], kind[event] - 1))
-    columns = zip(*found, strict=True)
-    user, at_days, kind = (np.concatenate(column) for column in columns)
+    for law, until in phases:
+        rate_S = -np.diag(law.d0)
+        jumps = np.concatenate([law.d0[None] - np.diag(np.diag(law.d0))[None], law.d]).transpose(1, 0, 2).reshape(size, -1)
+        share = np.cumsum(jumps, 1) / np.maximum(rate_S, 1e-300)[:, None]
+        # Row s of the table holds s + (cumulative share of each jump): one binary search draws the jumps of all users.
+        table = (np.minimum(share, 1) + np.arange(size)[:, None]).ravel()
+
+        waiting = [(who[at >= until], at[at >= until], state[at >= until])]
+        who, at, state = who[at < until], at[at < until], state[at < until]
+        while True:
+            live = rate_S[state] > 0
+            waiting.append((who[~live], np.full((~live).sum(), until), state[~live]))
+            who, at, state = who[live], at[live], state[live]
+            at = at + rng.exponential(1 / rate_S[state])
+            inside = at < until
+            waiting.append((who[~inside], np.full((~inside).sum(), until), state[~inside]))
+            who, at, state = who[inside], at[inside], state[inside]
+            if not len(who):
+                break
+            jump = np.searchsorted(table, state + rng.random(len(who)), side="right") - state * jumps.shape[1]
+            kind, state = np.divmod(jump, size)
+            event = kind > 0
+            found.append((who[event], at[event], kind[event] - 1))
+        who, at, state = (np.concatenate(column) for column in zip(*waiting, strict=True))
+    user, at_days, kind = (np.concatenate(column) for column in zip(*found, strict=True))
     return user, at_days, kind
 
 

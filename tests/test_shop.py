@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from demo.attainable import Filter, Target, auc, labels, log_loss, outcome_by_state, probabilities
-from demo.shop import DAY_MS, History, Ints, Law, shop_law, simulate
+from demo.shop import DAY_MS, TYPES, Drift, History, Ints, Law, shop_law, simulate
 
 START_MS = 1_760_000_000_000
 DAYS = 120
@@ -145,3 +145,23 @@ def _last_event_ms(history: History, user: Ints, at_ms: Ints) -> Ints:
     key = (history.user[order].astype(np.int64) << 42) + history.time_ms[order]
     last: Ints = history.time_ms[order][np.searchsorted(key, (user << 42) + at_ms, side="right") - 1]
     return last
+
+
+def test_a_drift_changes_what_follows_and_nothing_before() -> None:
+    """Purchases rise from the planted day on, and the filter that knows of it foretells as many as come; the other one does not."""
+    at_ms = 30 * DAY_MS
+    drift = Drift(at_ms, shop_law(promotion=3))
+    steady, drifted = (simulate(shop_law(), users=3000, start_ms=0, days=60, seed=5, drift=d) for d in (None, drift))
+    purchase = TYPES.index("purchase")
+    before, after = (int(((h.type == purchase) & (h.time_ms < at_ms)).sum()) for h in (steady, drifted))
+    assert before == pytest.approx(after, rel=0.25)
+    bought = [int(((h.type == purchase) & (h.time_ms >= at_ms)).sum()) for h in (steady, drifted)]
+    assert bought[1] > 2 * bought[0]
+
+    target = (("purchase",), "occurs", 7 * DAY_MS)
+    known = np.unique(drifted.user[drifted.time_ms < 35 * DAY_MS]).astype(np.int64)
+    asked_ms = np.full(len(known), 35 * DAY_MS)
+    came = labels(drifted, known, asked_ms, target).mean()
+    knowing, blind = (Filter(shop_law(), drifted, d).probabilities(known, asked_ms, {"p": target})["p"].mean() for d in (drift, None))
+    assert knowing == pytest.approx(came, rel=0.35)
+    assert blind < 0.6 * came

@@ -5,10 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.gate import Decision, Floats, Judged, Tolerance, decide, summary
+from trainer.gate import Decision, Floats, Judged, Tolerance, Windows, decide, summary
 
 N, USERS = 4000, 800
 DAY_MS = 86_400_000
+TEST_MS = 100 * DAY_MS
+FRESHER, STALE = Windows(TEST_MS, TEST_MS - DAY_MS, TEST_MS), Windows(TEST_MS - DAY_MS, TEST_MS, TEST_MS)
+FIRST = Windows(TEST_MS, None, TEST_MS)
 
 
 def sigmoid(x: Floats) -> Floats:
@@ -24,10 +27,16 @@ def world(seed: int = 0) -> tuple[np.ndarray, Floats, np.ndarray]:  # type: igno
     return user, logit, rng.random(N) < sigmoid(logit)
 
 
-def judge(challenger: Floats, incumbent: Floats, *, first: bool = False, tolerance: Tolerance | None = None) -> Decision:
+SILENT = np.arange(N) % 2 == 0
+
+
+def one(challenger: Floats, incumbent: Floats, target: str = "purchase") -> Judged:
     user, _, label = world()
-    judged = Judged("purchase", 7 * DAY_MS, user, label, challenger, incumbent)
-    return decide([judged], first=first, tolerance=tolerance or Tolerance(), rng=np.random.default_rng(0))
+    return Judged(target, 7 * DAY_MS, user, SILENT, label, challenger, incumbent)
+
+
+def judge(challenger: Floats, incumbent: Floats, *, windows: Windows = FRESHER, tolerance: Tolerance | None = None) -> Decision:
+    return decide([one(challenger, incumbent)], windows=windows, tolerance=tolerance or Tolerance(), rng=np.random.default_rng(0))
 
 
 USER, LOGIT, LABEL = world()
@@ -39,12 +48,45 @@ CONSTANT = np.full(N, LABEL.mean())
 def test_better_is_promoted() -> None:
     decision = judge(GOOD, WORSE)
     assert decision.promote
-    assert decision.reason.startswith("no worse than the champion: purchase log-loss")
+    assert decision.reason.startswith("better than the champion: purchase log-loss")
     assert decision.figures["purchase"]["challenger"]["auc"] > decision.figures["purchase"]["incumbent"]["auc"]
 
 
-def test_the_same_is_promoted() -> None:
+def test_the_same_is_promoted_if_it_is_fresher() -> None:
+    assert judge(GOOD, GOOD).reason.startswith("fresher, and no worse than the champion")
     assert judge(GOOD, GOOD).promote
+    stale = judge(GOOD, GOOD, windows=STALE)
+    assert not stale.promote
+    assert "nor fresher" in stale.reason
+
+
+def test_better_is_promoted_though_its_window_is_older() -> None:
+    assert judge(GOOD, WORSE, windows=STALE).promote
+
+
+def test_whoever_has_seen_the_test_window_is_rejected() -> None:
+    decision = judge(GOOD, WORSE, windows=Windows(TEST_MS + 1, TEST_MS - DAY_MS, TEST_MS))
+    assert not decision.promote
+    assert "reaches into the test window" in decision.reason
+
+
+def test_a_small_window_does_not_let_harm_pass_as_noise() -> None:
+    """A challenger that is somewhat worse: 60 users cannot prove it, but cannot exclude it either."""
+    few = USER < 60
+    worse = sigmoid(LOGIT + np.random.default_rng(3).normal(0, 0.5, N))
+    judged = Judged("purchase", DAY_MS, USER[few], SILENT[few], LABEL[few], worse[few], GOOD[few])
+    decision = decide([judged], windows=FRESHER, tolerance=Tolerance(min_outcomes=5), rng=np.random.default_rng(0))
+    assert not decision.promote
+    assert "may be worse" in decision.reason
+
+
+def test_good_after_events_does_not_make_up_for_ruin_in_silences() -> None:
+    champion = sigmoid(LOGIT + np.random.default_rng(4).normal(0, 1, N))
+    mixed = np.where(SILENT & (np.arange(N) % 8 == 0), sigmoid(LOGIT - 2.5), np.where(SILENT, champion, GOOD))
+    decision = judge(mixed, champion, tolerance=Tolerance(max_ece=1))
+    assert not decision.promote
+    assert "in silences is worse" in decision.reason
+    assert "right after events" not in decision.reason
 
 
 def test_worse_is_rejected() -> None:
@@ -55,9 +97,9 @@ def test_worse_is_rejected() -> None:
 
 
 def test_a_first_model_must_beat_the_constant_hazard() -> None:
-    assert judge(GOOD, CONSTANT, first=True).promote
+    assert judge(GOOD, CONSTANT, windows=FIRST).promote
     noise = sigmoid(-2 + 0.01 * np.random.default_rng(2).normal(size=N))
-    assert not judge(noise, CONSTANT, first=True).promote
+    assert not judge(noise, CONSTANT, windows=FIRST).promote
 
 
 def test_a_constant_is_rejected() -> None:
@@ -75,31 +117,57 @@ def test_what_is_no_probability_is_rejected(broken: float) -> None:
     assert "no probability" in decision.reason
 
 
+def test_certainties_are_rejected() -> None:
+    decision = judge(np.where(np.median(GOOD) < GOOD, GOOD, 0), CONSTANT)
+    assert not decision.promote
+    assert "saturated: 50%" in decision.reason
+
+
 def test_miscalibrated_is_rejected_unless_the_champion_is_worse() -> None:
-    high = sigmoid(LOGIT + 2)
     lenient = Tolerance(log_loss=10)  # the order is right, only the level is not
+    high = sigmoid(LOGIT + 2)
     assert "calibration error" in judge(high, GOOD, tolerance=lenient).reason
     assert judge(high, sigmoid(LOGIT + 3), tolerance=lenient).promote
+    assert "came to pass where it expects" in judge(sigmoid(LOGIT - 0.8), GOOD, tolerance=lenient).reason
+    assert "overconfident" in judge(sigmoid(2 * LOGIT + 1), GOOD, tolerance=lenient).reason
+    assert "underconfident" in judge(sigmoid(0.5 * LOGIT - 0.9), GOOD, tolerance=lenient).reason
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_truth_is_calibrated(seed: int) -> None:
+    """200 users and their noise: the true law must pass."""
+    user, logit, label = world(seed)
+    few = user < 200
+    constant = np.full(few.sum(), label[few].mean())
+    judged = Judged("purchase", DAY_MS, user[few], SILENT[few], label[few], sigmoid(logit)[few], constant)
+    assert decide([judged], windows=FIRST, tolerance=Tolerance(max_ece=0.02), rng=np.random.default_rng(0)).promote
 
 
 def test_too_few_outcomes_decide_nothing() -> None:
-    judged = Judged("purchase", 7 * DAY_MS, USER, np.arange(N) < 5, GOOD, WORSE)
-    decision = decide([judged], first=False, tolerance=Tolerance(), rng=np.random.default_rng(0))
+    judged = Judged("purchase", 7 * DAY_MS, USER, SILENT, np.arange(N) < 5, GOOD, WORSE)
+    decision = decide([judged], windows=FRESHER, tolerance=Tolerance(), rng=np.random.default_rng(0))
     assert not decision.promote
     assert "too few outcomes" in decision.reason
 
 
+def test_a_target_with_too_few_outcomes_may_not_be_ruined() -> None:
+    rare = Judged("purchase", 7 * DAY_MS, USER, SILENT, np.arange(N) < 5, np.full(N, 0.3) + 0.01 * GOOD, np.full(N, 0.002))
+    decision = decide([one(GOOD, WORSE, "churn"), rare], windows=FRESHER, tolerance=Tolerance(), rng=np.random.default_rng(0))
+    assert not decision.promote
+    assert "few as the outcomes are" in decision.reason
+
+
 def test_one_bad_target_of_two_is_enough() -> None:
-    good, bad = (Judged(name, DAY_MS, USER, LABEL, c, i) for name, c, i in (("purchase", GOOD, WORSE), ("churn", WORSE, GOOD)))
-    decision = decide([good, bad], first=False, tolerance=Tolerance(), rng=np.random.default_rng(0))
+    good, bad = (one(c, i, name) for name, c, i in (("purchase", GOOD, WORSE), ("churn", WORSE, GOOD)))
+    decision = decide([good, bad], windows=FRESHER, tolerance=Tolerance(), rng=np.random.default_rng(0))
     assert not decision.promote
     assert decision.reason.startswith("churn: ")
 
 
 def test_an_empty_window_is_rejected() -> None:
     empty = np.zeros(0)
-    judged = Judged("purchase", DAY_MS, empty.astype(np.int64), empty.astype(bool), empty, empty)
-    assert not decide([judged], first=True, tolerance=Tolerance(), rng=np.random.default_rng(0)).promote
+    judged = Judged("purchase", DAY_MS, empty.astype(np.int64), empty.astype(bool), empty.astype(bool), empty, empty)
+    assert not decide([judged], windows=FIRST, tolerance=Tolerance(), rng=np.random.default_rng(0)).promote
 
 
 def test_the_same_seed_decides_the_same() -> None:

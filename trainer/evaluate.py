@@ -39,6 +39,17 @@ class Exam:
         """(L,) the user asked about."""
         return self.history.user[self.moments.event]
 
+    @property
+    def silent(self) -> NDArray[np.bool_]:
+        """(L,) asked in a silence, not right after an event."""
+        return self.moments.at_ms > self.history.time_ms[self.moments.event]
+
+
+def test_begin(test_ms: int, end_ms: int, champion_end_ms: int | None) -> int:
+    """Where a test window that neither has seen begins, if at least half of [test, end) is left; else where it was planned."""
+    unseen_ms = max(test_ms, champion_end_ms or test_ms)
+    return unseen_ms if end_ms - unseen_ms >= (end_ms - test_ms) / 2 else test_ms
+
 
 def set_exam(
     history: History, targets: Sequence[Target], begin_ms: int, end_ms: int, rng: np.random.Generator, at_most: int = 40_000

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from model.artifact import ArtifactError, Model
+from model.artifact import ArtifactError, Model, dump, load
 from model.hazards import DAY_MS
 from model.registry import Outdated, Pointer, Registry
 from trainer import evaluate, gate, tensorboard
@@ -184,30 +184,43 @@ def examine(
     metrics: Metrics,
     rng: np.random.Generator,
 ) -> gate.Decision:
-    """Challenger and champion on the same moments of the test window, and the gate's word on it."""
-    exam = evaluate.set_exam(history, settings.targets, split.test_ms, split.end_ms, rng)
+    """Challenger and champion on the same moments of the test window, and the gate's word on it.
+
+    The challenger answers as a worker would load it: what is judged is what is published, scaling and vocabulary included.
+    """
+    try:
+        candidate = load(*dump(challenger.model.manifest, challenger.model.network), challenger.model.network.device)
+    except ArtifactError as error:
+        return gate.Decision(False, f"no worker could load it: {error}", {})
+    begin_ms = evaluate.test_begin(split.test_ms, split.end_ms, champion.manifest.window.end_ms if champion else None)
+    exam = evaluate.set_exam(history, settings.targets, begin_ms, split.end_ms, rng)
     if exam.shortened:
         days = ", ".join(f"{t.name} over {t.horizon_ms / DAY_MS:.1f} days" for t in exam.asked if t.name in exam.shortened)
         logger.info("the test window is too short for some horizons; judged instead: %s", days)
-    said = evaluate.answers(exam, challenger.model)
-    before, first = None, True
+    try:
+        said = evaluate.answers(exam, candidate)
+    except ArtifactError as error:
+        return gate.Decision(False, f"it cannot answer what is asked: {error}", {})
+    before, champion_end_ms = None, None
     if champion:
-        if champion.manifest.window.end_ms > split.test_ms:
-            logger.warning("the champion has seen part of the test window, which favours it")
+        if champion.manifest.window.end_ms > begin_ms:
+            logger.warning("the champion has seen part of the test window, which favours it: only what is better all the same is promoted")
         try:
-            before, first = evaluate.answers(exam, champion), False
+            before, champion_end_ms = evaluate.answers(exam, champion), champion.manifest.window.end_ms
         except ArtifactError as error:
             logger.warning("the champion cannot be compared, so the challenger is judged as a first model: %s", error)
+    first = before is None
     if before is None:
-        before = evaluate.constant_answers(exam, challenger.hazard_KB, settings.targets, challenger.model.manifest.edges_ms)
+        before = evaluate.constant_answers(exam, challenger.hazard_KB, settings.targets, candidate.manifest.edges_ms)
     judged = [
-        gate.Judged(t.name, t.horizon_ms, exam.users[row], label, p, q)
+        gate.Judged(t.name, t.horizon_ms, exam.users[row], exam.silent[row], label, p, q)
         for t, row, label, p, q in zip(exam.asked, exam.rows, exam.labels, said, before, strict=True)
     ]
     tolerance = gate.Tolerance(
         settings.gate_log_loss_tolerance, settings.gate_auc_tolerance, settings.gate_max_ece, settings.gate_min_outcomes
     )
-    decision = gate.decide(judged, first=first, tolerance=tolerance, rng=rng)
+    windows = gate.Windows(candidate.manifest.window.end_ms, champion_end_ms, begin_ms)
+    decision = gate.decide(judged, windows=windows, tolerance=tolerance, rng=rng)
     for target, figures in decision.figures.items():
         for who, name in (("challenger", "challenger"), ("incumbent", "baseline" if first else "champion")):
             for measure, gauge in (("auc", metrics.auc), ("log_loss", metrics.log_loss), ("ece", metrics.ece)):

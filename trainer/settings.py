@@ -67,10 +67,12 @@ class TrainerSettings(Settings):
     threads: int = Field(1, ge=0, description="CPU threads of the fitting; 0 takes all cores")
     nice: int = Field(5, ge=0, le=19, description="how far the trainer steps back from other processes for the CPU (os.nice)")
 
-    gate_log_loss_tolerance: float = Field(0.002, ge=0, description="nats by which a target's log-loss may be worse, beyond noise")
+    gate_log_loss_tolerance: float = Field(
+        0.005, ge=0, description="nats by which a target's log-loss may be worse at most, noise included (confidence 0.95)"
+    )
     gate_auc_tolerance: float = Field(0.002, ge=0, description="by how much a target's AUC may be worse, beyond noise")
     gate_max_ece: float = Field(
-        0.1, gt=0, description="expected calibration error that a new model may have, unless the champion's is larger"
+        0.05, gt=0, description="expected calibration error, beyond noise, that a new model may have, unless the champion's is larger"
     )
     gate_min_outcomes: int = Field(30, gt=0, description="users with, and users without, an outcome that a target needs to be judged")
     report: bool = Field(True, description="write report.html and report.json beside each model; a second or two of CPU a round")
