@@ -92,6 +92,7 @@ def _fit(
     best_loss = validation_loss() if warm else float("inf")
     best = copy.deepcopy(network.state_dict())
     believed_LS = _fit_belief(network, train, settings, warm, rng, progress, stopping, clock)
+    passes_begin = clock()
     losses, since_best, why = [best_loss], 0, f"all {settings.epochs} passes done"
     landmark_first = np.searchsorted(train.moments.event, np.arange(len(train.history) + 1))
     asked_events = len(np.unique(train.moments.event))
@@ -117,7 +118,8 @@ def _fit(
         loss = validation_loss()
         losses.append(loss)
         if epoch == 0:
-            planned = min(planned, max(1, int(settings.round_budget_seconds / max(clock() - begin, 1e-9))))
+            left = settings.round_budget_seconds - (passes_begin - begin)
+            planned = min(planned, max(1, int(left / max(clock() - passes_begin, 1e-9))))
         progress((epoch + 1) / planned, f"pass {epoch + 1}: validation loss {loss:.4f}")
         since_best += 1
         if loss < best_loss:
