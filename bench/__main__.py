@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.what == "quality":
         if options.days < 60:
             parser.error("--days must be 60 at least: churn takes 30 days to tell, before T and after it")
-        settings = TrainerSettings(seed=options.seed, encoder=options.encoder)
+        settings = TrainerSettings(seed=options.seed, encoder=options.encoder, round_budget_seconds=3600)  # a busy machine changes nothing
         if options.belief_states is not None:
             settings = settings.model_copy(update={"belief_states": options.belief_states})
         return quality.run(options.users, options.days, options.seed, settings, options.json)

@@ -97,6 +97,7 @@ def _fit(
     best = copy.deepcopy(network.state_dict())
     believed_LS = _fit_belief(network, train, settings, warm, rng, progress, stopping, clock)
     train_losses: list[float] = []
+    passes_begin = clock()
     losses, since_best, why = [best_loss], 0, f"all {settings.epochs} passes done"
     landmark_first = np.searchsorted(train.moments.event, np.arange(len(train.history) + 1))
     asked_events = len(np.unique(train.moments.event))
@@ -125,7 +126,8 @@ def _fit(
         losses.append(loss)
         train_losses.append(float(torch.stack(batch_losses).mean()) if batch_losses else float("nan"))
         if epoch == 0:
-            planned = min(planned, max(1, int(settings.round_budget_seconds / max(clock() - begin, 1e-9))))
+            left = settings.round_budget_seconds - (passes_begin - begin)
+            planned = min(planned, max(1, int(left / max(clock() - passes_begin, 1e-9))))
         progress((epoch + 1) / planned, f"pass {epoch + 1}: validation loss {loss:.4f}")
         since_best += 1
         if loss < best_loss:
