@@ -38,7 +38,7 @@ def no_progress(share: float, words: str) -> None:
 class Fitted:
     """What came of a fitting. The network holds the best weights.
 
-    losses: validation loss before the first and after each pass. train_losses: mean loss of each pass's batches, dropout and all.
+    losses: validation loss before the first and after each pass. train_losses: mean loss of a training moment during each pass.
     """
 
     losses: list[float]
@@ -117,7 +117,7 @@ def _fit(
             progress(done, f"pass {epoch + 1}")
         loss = validation_loss()
         losses.append(loss)
-        train_losses.append(float(torch.stack(batch_losses).mean()) if batch_losses else float("nan"))
+        train_losses.append(_mean(batch_losses))
         if epoch == 0:
             planned = min(planned, max(1, int(settings.round_budget_seconds / max(clock() - begin, 1e-9))))
         progress((epoch + 1) / planned, f"pass {epoch + 1}: validation loss {loss:.4f}")
@@ -137,7 +137,7 @@ def _fit(
 def _step(
     network: Network, train: Material, batch: Batch, optimizer: torch.optim.Optimizer, gradient_norm: float
 ) -> tuple[torch.Tensor, ...]:
-    """The batch's loss, left on its device; () of a batch that asks nothing."""
+    """(the batch's loss times its weight, its weight) in one tensor, left on its device; () of a batch that asks nothing."""
     if not len(batch.landmarks):
         return ()
     device = network.device
@@ -151,7 +151,14 @@ def _step(
     loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(network.parameters(), gradient_norm)
     optimizer.step()
-    return (loss.detach(),)
+    return (torch.stack([loss.detach() * weight.sum(), weight.sum()]),)
+
+
+def _mean(batch_losses: list[torch.Tensor]) -> float:
+    if not batch_losses:
+        return float("nan")
+    total, weight = torch.stack(batch_losses).sum(0).tolist()
+    return float(total / weight)
 
 
 def learning_rate_share(done: float) -> float:
