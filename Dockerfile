@@ -21,7 +21,8 @@ FROM python:3.12-slim
 # A new volume takes over the owner of the folder that it covers: without these, only root could write to it.
 RUN useradd --uid 10001 --no-create-home streamscore && install -d -o streamscore -g streamscore /data /data/registry /data/log
 COPY --from=build /venv /venv
-ENV PATH=/venv/bin:$PATH
+# The user has no home, where matplotlib would keep what it knows of fonts.
+ENV PATH=/venv/bin:$PATH MPLCONFIGDIR=/tmp/matplotlib
 USER 10001
 WORKDIR /data
 # No HEALTHCHECK here: which port has /healthz depends on the program. docker-compose.yml and deploy/kubernetes/ have theirs.

@@ -80,5 +80,5 @@ def of_features(history: History, begin_ms: int, newest_ms: int, end_ms: int) ->
     return {
         **{name: psi_of_kinds(column[before], column[after]) for name, column in kinds.items()},
         **{name: psi(column[before], column[after]) for name, column in numbers.items()},
-        "time since the previous event": psi(gap_seconds[before & follows], gap_seconds[after & follows]),
+        "gap to the previous event": psi(gap_seconds[before & follows], gap_seconds[after & follows]),
     }

@@ -41,7 +41,7 @@ def no_progress(share: float, words: str) -> None:
 class Fitted:
     """What came of a fitting. The network holds the best weights.
 
-    losses: validation loss before the first and after each pass. train_losses: mean loss of each pass's batches, dropout and all.
+    losses: validation loss before the first and after each pass. train_losses: mean loss of a training moment during each pass.
     """
 
     losses: list[float]
@@ -124,7 +124,7 @@ def _fit(
             progress(done, f"pass {epoch + 1}")
         loss = validation_loss()
         losses.append(loss)
-        train_losses.append(float(torch.stack(batch_losses).mean()) if batch_losses else float("nan"))
+        train_losses.append(_mean(batch_losses))
         if epoch == 0:
             left = settings.round_budget_seconds - (passes_begin - begin)
             planned = min(planned, max(1, int(left / max(clock() - passes_begin, 1e-9))))
@@ -186,7 +186,7 @@ def _step(
     optimizer: torch.optim.Optimizer,
     gradient_norm: float,
 ) -> tuple[torch.Tensor, ...]:
-    """The batch's loss, left on its device; () of a batch that asks nothing."""
+    """(the batch's loss times its weight, its weight) in one tensor, left on its device; () of a batch that asks nothing."""
     if not len(batch.landmarks):
         return ()
     device = network.device
@@ -201,7 +201,14 @@ def _step(
     loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], gradient_norm)
     optimizer.step()
-    return (loss.detach(),)
+    return (torch.stack([loss.detach() * weight.sum(), weight.sum()]),)
+
+
+def _mean(batch_losses: list[torch.Tensor]) -> float:
+    if not batch_losses:
+        return float("nan")
+    total, weight = torch.stack(batch_losses).sum(0).tolist()
+    return float(total / weight)
 
 
 def learning_rate_share(done: float) -> float:

@@ -170,7 +170,7 @@ def drift(by_feature: Mapping[str, float]) -> str:
         axes.grid(visible=False, axis="y")
         axes.set_xlabel("population stability index")
 
-    return _svg(draw, "Drift of the features", left=0.42)
+    return _svg(draw, "Drift of the features", left=0.43)
 
 
 def _lines(axes: Axes, by_name: Mapping[str, tuple[Floats, ...]]) -> None:

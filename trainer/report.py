@@ -131,7 +131,7 @@ def _report(
     }
     passes = {name: [i for i, v in enumerate(values) if np.isfinite(v)] for name, values in losses.items()}
     drawn = {name: (known, [losses[name][i] for i in known]) for name, known in passes.items()}
-    who = ", ".join(f"{name} ({u['events']:,} events, silent for {u['silent_days']:.3g} days)" for name, u in users.items())
+    who = ", ".join(f"{name} (events: {u['events']:,}, silent for {u['silent_days']:.3g} days)" for name, u in users.items())
     common = [
         ("Losses, each above its lowest; what was kept is where validation was lowest", pictures.losses(drawn)),
         ("Drift of the features, from training to the judged window", pictures.drift(of_features)),

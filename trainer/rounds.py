@@ -125,17 +125,17 @@ def report_on(
     reason: str,
 ) -> None:
     """Put the report beside the version. The model is judged and published by now: what goes wrong here is said, and costs nothing else."""
-    from trainer import report  # matplotlib takes half a second to load, and nobody else needs it
-
     version = challenger.model.manifest.version
     try:
+        from trainer import report  # matplotlib takes half a second to load, and nobody else needs it
+
         about = report.about_round(history, split, challenger, champion, settings, kind, reason)
         registry.attach(version, "report.json", report.to_json(about).encode())
         where = registry.attach(version, "report.html", report.to_html(about).encode())
         logger.info("report: %s", where)
         if settings.tensorboard_directory:
             tensorboard.write(settings.tensorboard_directory, about.facts)
-    except Exception:
+    except Exception:  # whatever it is: a report is not worth a round
         logger.exception("there is no whole report of %s", version)
 
 
