@@ -25,7 +25,11 @@ logger = logging.getLogger(__name__)
 
 def fit_model(table: pa.Table, until_ms: int, settings: TrainerSettings, now: datetime, progress: Progress) -> Challenger:
     """A model fitted on the events before `until`, the newest share of which stops the fitting. Raises ValueError on too little data."""
-    history, split = window(table, until_ms, settings)
+    return fit_window(*window(table, until_ms, settings), settings, now, progress)
+
+
+def fit_window(history: History, split: Split, settings: TrainerSettings, now: datetime, progress: Progress) -> Challenger:
+    """A model of a window, with what strangers are told in its manifest."""
     metrics, rng = Metrics(), np.random.default_rng(settings.seed)
     challenger = train(history, split, None, settings, metrics, now, rng, progress, lambda: False)
     challenger.model.manifest.metrics = {
@@ -84,7 +88,8 @@ def fit(source: Path, until: str | None, out: Path, replace: bool, settings: Tra
     inputs.refuse_existing(out, replace=replace)
     table = inputs.read_events(source, settings.event_fields)
     until_ms = inputs.time_ms(until) if until else inputs.known_times(table)[1] + 1
-    challenger = fit_model(table, until_ms, settings, now, progress)
+    history, split = window(table, until_ms, settings)
+    challenger = fit_window(history, split, settings, now, progress)
     save_model(out, challenger, replace=replace)
     manifest, fitted = challenger.model.manifest, challenger.fitted
     digest = hashlib.sha256((out / "weights.safetensors").read_bytes()).hexdigest()[:12]

@@ -86,7 +86,7 @@ def log_likelihood(parameters: Floats, x: Floats, recency: Floats, age: Floats) 
     second = s + 1 if alpha >= beta else r + x
 
     def log_term(t: Floats) -> Floats:
-        with np.errstate(divide="ignore", over="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             return np.asarray(np.log(hyp2f1(total, second, total + 1, gap / (larger + t))) - total * np.log(larger + t))
 
     alive = -(r + x) * np.log(alpha + age) - s * np.log(beta + age)

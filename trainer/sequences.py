@@ -103,7 +103,8 @@ def _inputs(case: Case, steps: StepFeatures, questions: Questions) -> tuple[torc
     place = np.maximum(place, 0)
     slot = np.where(there, steps.slot[place], SLOTS)
     category = np.where(there, steps.category[place], 0)
-    age = np.log1p((questions.at_ms[:, None] - case.history.time_ms[place]) / HOUR_MS).astype(np.float32) / 8
+    age_ms = np.where(there, questions.at_ms[:, None] - case.history.time_ms[place], 0)
+    age = np.log1p(age_ms / HOUR_MS).astype(np.float32) / 8
     numeric = np.concatenate([steps.numeric[place], age[:, :, None]], axis=2) * there[:, :, None]
     week = (questions.at_ms % (168 * HOUR_MS)) * (2 * np.pi / (168 * HOUR_MS))
     asked: NDArray[np.float32] = np.stack([age[:, -1], np.sin(week), np.cos(week)], axis=1).astype(np.float32)
