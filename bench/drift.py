@@ -3,7 +3,7 @@
 A simulated shop has a promotion from one day on: more carts and purchases, and a law that is known before and after. The trainer's own
 rounds (`trainer.rounds.run_round`, gate and registry included) are held every few days of stream time on what had come by then. Between
 two rounds, the promoted model answers the moments of those days; `excess` is its expected log-loss beyond that of the exact filter, which
-knows the drift. A round that starts with the champion's encoder unchanged and keeps it is a refresh of heads; others are of the encoder.
+knows the drift. A promotion that keeps the encoder_id changes the heads at most; a warm start that found nothing better not even those.
 What is not in it: Kafka, Redis and the worker. Seconds are those of a round, from its data to promoted weights.
 """
 
