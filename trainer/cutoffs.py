@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from model.events import stable_hash
 from model.hazards import DAY_MS
 from model.targets import ANY, Target
-from trainer.measures import summary
 from trainer.history import History
+from trainer.measures import summary
 from trainer.queries import Places, last_before
 
 Probabilities = NDArray[np.float64]
