@@ -74,7 +74,7 @@ def test_a_user_without_an_event_gets_the_answer_of_everybody(files: tuple[bytes
     model = artifact.load(changed(files[0], base_hazards=base), files[1])
     stats = np.zeros(3, STATISTICS)
     stats["count"][0], stats["last_ms"][0], stats["first_ms"][0] = 1, 10**12, 10**12
-    at_ms, hidden = np.full(3, 10**12), np.zeros((3, model.network.shape.hidden), np.float32)
+    at_ms, hidden = np.full(3, 10**12), np.zeros((3, model.network.state_size), np.float32)
     target = Target.parse("churn=*:absent:30d")
     found = model.scorer([target])(hidden, stats, at_ms)
     left = sum(edge <= target.horizon_ms for edge in model.manifest.edges_ms)
