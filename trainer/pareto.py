@@ -88,7 +88,8 @@ def log_likelihood(parameters: Floats, x: Floats, recency: Floats, age: Floats) 
     def log_term(t: Floats) -> Floats:
         """log of F(total, second; total + 1; z) / (larger + t)^total; by Euler's transformation, or F overflows for the busy."""
         z = gap / (larger + t)
-        tamed = np.log(hyp2f1(1.0, total + 1 - second, total + 1, z))
+        with np.errstate(invalid="ignore", divide="ignore"):  # scipy fails at parameters that the search passes by
+            tamed = np.log(hyp2f1(1.0, total + 1 - second, total + 1, z))
         return np.asarray(tamed + (1 - second) * np.log1p(-z) - total * np.log(larger + t))
 
     alive = -(r + x) * np.log(alpha + age) - s * np.log(beta + age)
