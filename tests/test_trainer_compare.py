@@ -120,6 +120,8 @@ def test_pareto_nbd_finds_its_own_parameters() -> None:
     assert (1 - next_none).mean() == pytest.approx(more.mean(), abs=0.02)
     swapped = log_likelihood(np.array([r, beta, s, alpha]), x, recency, age)
     assert np.isfinite(swapped).all(), "alpha smaller and larger than beta"
+    busy = np.array([300.0])
+    assert np.isfinite(log_likelihood(parameters, busy, np.array([99.0]), np.array([100.0]))).all()
 
 
 def test_backtest_reports_each_origin(source: Path, capsys: pytest.CaptureFixture[str]) -> None:

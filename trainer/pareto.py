@@ -86,8 +86,11 @@ def log_likelihood(parameters: Floats, x: Floats, recency: Floats, age: Floats) 
     second = s + 1 if alpha >= beta else r + x
 
     def log_term(t: Floats) -> Floats:
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            return np.asarray(np.log(hyp2f1(total, second, total + 1, gap / (larger + t))) - total * np.log(larger + t))
+        """log of F(total, second; total + 1; z) / (larger + t)^total; by Euler's transformation, or F overflows for the busy."""
+        z = gap / (larger + t)
+        with np.errstate(invalid="ignore", divide="ignore"):  # scipy fails at parameters that the search passes by
+            tamed = np.log(hyp2f1(1.0, total + 1 - second, total + 1, z))
+        return np.asarray(tamed + (1 - second) * np.log1p(-z) - total * np.log(larger + t))
 
     alive = -(r + x) * np.log(alpha + age) - s * np.log(beta + age)
     near, far = log_term(recency), log_term(age)
