@@ -41,7 +41,8 @@ def streams(users: int, days: int, seed: int = 0) -> tuple[Streams, Filter, np.n
     codes, user = np.unique(shop.user[order], return_inverse=True)
     nothing = np.zeros(len(order), np.uint32)
     first = np.searchsorted(user, np.arange(len(codes) + 1))
-    history = History(first, user, shop.time_ms[order], nothing, nothing, nothing, np.zeros(len(order), np.float32), {}, [])
+    none = np.zeros(len(order), np.float32)
+    history = History(first, user, shop.time_ms[order], nothing, nothing, nothing, none, {}, [], nothing)
     known = Streams(history, shop.type[order].astype(np.int64) + 1, START_MS + days * DAY_MS)
     return known, Filter(law, shop), codes[user]
 

@@ -22,8 +22,10 @@ from model.statistics import SLOTS
 from trainer.dataset import by_rank
 from trainer.history import History
 
-BATCH_EVENTS = 16_384
-STEP_SIZE = 0.1
+BATCH_EVENTS, LEAST_BATCHES = 12_288, 12
+STEP_SIZE = 0.04
+TRIAL = 10
+"""Steps after which it is clear how many the budget lasts for."""
 BLOCK = 8192
 """Moments taken at once."""
 
@@ -72,9 +74,10 @@ class Streams:
     def __init__(self, history: History, slot: NDArray[np.int64], end_ms: int) -> None:
         last = ~np.append(history.has_previous[1:], False)
         next_ms = np.where(last, end_ms, np.append(history.time_ms[1:], end_ms))
+        self.gap_ms = np.maximum(next_ms - history.time_ms, 0)
         mark = np.where(last, SLOTS, np.append(slot[1:], SLOTS))
         self.first, self.slot, self.history = history.first, slot, history
-        self.cell = levels(np.maximum(next_ms - history.time_ms, 0)) * (SLOTS + 1) + mark  # of what comes after each event
+        self.cell = levels(self.gap_ms) * (SLOTS + 1) + mark  # of what comes after each event
 
     def log_likelihood(self, tables: tuple[torch.Tensor, ...], users: NDArray[np.int64]) -> tuple[torch.Tensor, int]:
         """Of some users, and how many events they have."""
@@ -90,20 +93,22 @@ class Streams:
 
 
 def start(belief: Belief, streams: Streams, generator: torch.Generator) -> None:
-    """Spread the states over kinds of users: from a hundredth of the usual pace to thirty times it, with some taste for types; the first
-    is all but gone."""
+    """Spread the states over kinds of users, from a hundredth of the usual pace to fifty times it, with some taste for types. Rates are
+    taken by the mean gap between events, so that minutes and months begin alike."""
     history = streams.history
-    watched_ms = history.time_ms.max() - history.time_ms[history.first[:-1]]
-    days = float(np.maximum(watched_ms, DAY_MS).sum()) / DAY_MS
-    count_V = np.bincount(streams.slot, minlength=SLOTS)
-    usual_V = torch.from_numpy(np.log(np.maximum(count_V / days, 1e-4)))
-    pace_S = torch.cat([torch.tensor([np.log(1e-4)]), torch.linspace(np.log(0.01), np.log(30.0), belief.states - 1)])
+    gaps_days = float(streams.gap_ms.sum()) / DAY_MS / max(len(streams.gap_ms), 1)
+    share_V = np.bincount(streams.slot, minlength=SLOTS) / max(len(history), 1)
+    usual_V = torch.from_numpy(np.log(np.maximum(share_V, 1e-4) / max(gaps_days, 1e-6)))
+    pace_S = torch.linspace(-5.0, 4.0, belief.states)
+
+    def noise(like: torch.Tensor) -> torch.Tensor:
+        return torch.randn(like.shape, generator=generator)
+
     with torch.no_grad():
-        belief.log_rate.copy_(usual_V + pace_S.unsqueeze(1) + 0.7 * torch.randn(belief.log_rate.shape, generator=generator))
-        belief.log_move.copy_(-4.5 + 0.7 * torch.randn(belief.log_move.shape, generator=generator))
-        belief.log_move[0] = -9.0  # and nobody comes back from there
-        belief.lead.copy_(4.0 * torch.eye(belief.states) + 0.7 * torch.randn(belief.lead.shape, generator=generator))
-        belief.first.copy_(0.3 * torch.randn(belief.first.shape, generator=generator))
+        belief.log_rate.copy_(usual_V + pace_S.unsqueeze(1) + 0.7 * noise(belief.log_rate))
+        belief.log_move.copy_(np.log(0.3 / belief.states / max(gaps_days, 1e-6)) + 0.7 * noise(belief.log_move))
+        belief.lead.copy_(2.0 * torch.eye(belief.states) + 0.5 * noise(belief.lead))
+        belief.first.copy_(0.3 * noise(belief.first))
         belief.refresh()
 
 
@@ -118,19 +123,18 @@ def fit_belief(
     progress: Callable[[float], None] = lambda share: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> list[float]:
-    """Mean log-likelihood an event along the fitting. Leaves the tables fresh."""
+    """Mean log-likelihood an event along the fitting; fewer steps where the first ones show that the budget does not last. Leaves the
+    tables fresh."""
     begin, trail = clock(), []
     optimizer = torch.optim.Adam(belief.parameters(), lr=step_size, betas=(0.9, 0.98))
     users = len(streams.first) - 1
-    a_batch = max(1, round(BATCH_EVENTS / max(len(streams.cell) / users, 1)))
+    batch_events = min(BATCH_EVENTS, max(len(streams.cell) // LEAST_BATCHES, 256))
+    a_batch = max(1, round(batch_events / max(len(streams.cell) / users, 1)))
     order: NDArray[np.int64] = np.zeros(0, np.int64)
-    for i in range(steps):
-        spent = (clock() - begin) / budget_seconds
-        done = max(i / steps, spent)
-        if done >= 1:
-            break
+    i = 0
+    while i < steps:
         for group in optimizer.param_groups:
-            group["lr"] = step_size * min(1.0, done * 20 + 0.1) * 0.5 * (1 + float(np.cos(np.pi * done)))
+            group["lr"] = step_size * min(1.0, i / steps * 20 + 0.1) * (0.02 + 0.49 * (1 + float(np.cos(np.pi * i / steps))))
         if len(order) < a_batch:
             order = rng.permutation(users)
         taken, order = order[:a_batch], order[a_batch:]
@@ -141,7 +145,11 @@ def fit_belief(
         torch.nn.utils.clip_grad_norm_(belief.parameters(), 1.0)
         optimizer.step()
         trail.append(-loss.item())
-        progress(done)
+        i += 1
+        progress(i / steps)
+        if i == TRIAL or clock() - begin > budget_seconds:
+            lasts = int(budget_seconds / max((clock() - begin) / i, 1e-9))
+            steps = max(min(steps, lasts), i)
     belief.refresh()
     return trail
 

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from trainer.history import COLUMNS, read_file
-from trainer.log import read
+from trainer.reading import read
 
 _UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _DURATION = re.compile(r"([1-9][0-9]*)\s*(ms|s|m|h|d)?", re.ASCII)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
@@ -29,13 +30,10 @@ def fit_model(table: pa.Table, until_ms: int, settings: TrainerSettings, now: da
 
 
 def fit_window(history: History, split: Split, settings: TrainerSettings, now: datetime, progress: Progress) -> Challenger:
-    """A model of a window, with what strangers are told in its manifest."""
+    """A model of a window."""
     metrics, rng = Metrics(), np.random.default_rng(settings.seed)
     challenger = train(history, split, None, settings, metrics, now, rng, progress, lambda: False)
-    challenger.model.manifest.metrics = {
-        "validation_loss": round(min(challenger.fitted.losses), 5),
-        "base_hazards": challenger.hazard_KB.round(8).tolist(),
-    }
+    challenger.model.manifest.metrics = {"validation_loss": round(min(challenger.fitted.losses), 5)}
     return challenger
 
 
@@ -64,13 +62,18 @@ def window(table: pa.Table, until_ms: int, settings: TrainerSettings) -> tuple[H
     return history, Split(begin_ms, validation_ms, end_ms, end_ms)
 
 
-def save_model(folder: Path, challenger: Challenger, *, replace: bool) -> None:
-    """manifest.json and weights.safetensors in a folder that appears whole. Raises ValueError where it exists, unless `replace`."""
+def save_model(folder: Path, challenger: Challenger, write_report: Callable[[Path], object], *, replace: bool) -> None:
+    """manifest.json, weights.safetensors and the report in a folder that appears whole. Raises ValueError where it exists, unless
+    `replace`."""
     manifest_json, weights = dump(challenger.model.manifest, challenger.model.network)
 
     def fill(path: Path) -> None:
         (path / "manifest.json").write_bytes(manifest_json)
         (path / "weights.safetensors").write_bytes(weights)
+        try:
+            write_report(path)
+        except Exception:  # the model is what was asked for
+            logger.exception("there is no whole report of %s", folder)
 
     inputs.write_folder(folder, fill, replace=replace)
 
@@ -90,7 +93,14 @@ def fit(source: Path, until: str | None, out: Path, replace: bool, settings: Tra
     until_ms = inputs.time_ms(until) if until else inputs.known_times(table)[1] + 1
     history, split = window(table, until_ms, settings)
     challenger = fit_window(history, split, settings, now, progress)
-    save_model(out, challenger, replace=replace)
+
+    def write_report(folder: Path) -> None:
+        if settings.report:
+            from trainer import report  # matplotlib takes half a second to load, and nobody else needs it
+
+            report.write(folder, report.about_fit(history, split, challenger, settings))
+
+    save_model(out, challenger, write_report, replace=replace)
     manifest, fitted = challenger.model.manifest, challenger.fitted
     digest = hashlib.sha256((out / "weights.safetensors").read_bytes()).hexdigest()[:12]
     return (

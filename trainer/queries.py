@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 
 from model.artifact import Model
-from model.hazards import horizon_weights
 from model.statistics import STATISTICS
 from model.targets import Target
 from trainer.dataset import features, statistics_after
@@ -148,10 +146,10 @@ def answers(
 ) -> NDArray[np.float64]:
     """(N,) probability of `asked[kind]` at `at_ms`, with `event` the last one before (-1: a stranger, who gets the base rate)."""
     out = np.empty(len(event))
-    stranger = event < 0
-    base = np.array([_base_rate(model, t) for t in asked])
-    out[stranger] = base[kind[stranger]]
     scorers = [model.scorer([t]) for t in asked]
+    nobody = np.zeros((1, model.network.state_size), np.float32), np.zeros(1, STATISTICS), np.zeros(1, np.int64)
+    base = np.array([float(scorer(*nobody)[0, 0]) for scorer in scorers])
+    out[event < 0] = base[kind[event < 0]]
     done = 0
     for rows, hidden_NH, stats in _states(model, history, event):
         order = rows[np.argsort(kind[rows], kind="stable")]
@@ -191,19 +189,6 @@ def _states(model: Model, history: History, event: NDArray[np.int64]) -> Iterato
         stats = statistics_after(part, model.vocabulary)
         local = place[event[rows]]
         yield rows, hidden_EH[torch.from_numpy(local)], stats[local]
-
-
-def _base_rate(model: Model, target: Target) -> float:
-    """What is said of a stranger: what befell everybody on average, if the model was told (`fit` does), else the head without a past."""
-    hazards: Any = model.manifest.metrics.get("base_hazards")
-    if hazards is None:
-        hidden = np.zeros((1, model.network.shape.hidden), np.float32)
-        stats = np.zeros(1, STATISTICS)
-        return float(model.scorer([target])(hidden, stats, np.zeros(1, np.int64))[0, 0])
-    hazard_B = np.asarray(hazards[model.sets.index(target.types)], np.float64)
-    weight_B = horizon_weights(model.manifest.edges_ms, [target.horizon_ms])[:, 0].astype(np.float64)
-    absent = float(np.exp(np.log1p(-hazard_B) @ weight_B))
-    return absent if target.outcome == "absent" else 1 - absent
 
 
 def write_predictions(path: Path, query: pa.ChunkedArray, probability: NDArray[np.float64]) -> None:
