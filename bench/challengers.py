@@ -83,7 +83,14 @@ class Shop:
         drift = Drift(START_MS + DRIFT_DAY * DAY_MS, shop_law(PROMOTION)) if drifts else None
         shop, self.history = known_shop(seed, size.users, DAYS, drift)
         self.settings = TrainerSettings(
-            hidden=size.hidden, head=32, epochs=size.epochs, test_share=0.3, seed=seed, log_directory=Path("unused"), device="cpu"
+            belief_states=0,  # what is known of the law by construction cannot be sabotaged: the heads are to be all that answers
+            hidden=size.hidden,
+            head=32,
+            epochs=size.epochs,
+            test_share=0.3,
+            seed=seed,
+            log_directory=Path("unused"),
+            device="cpu",
         )
         self.split = split_by_time(self.history, self.settings)
         self._filter = Filter(shop_law(), shop, drift)

@@ -27,8 +27,8 @@ from model.statistics import SLOTS
 
 SHORTEST_MS = 20_000
 PER_OCTAVE = 16
-LEVELS = 20 * PER_OCTAVE
-"""Of silence, from SHORTEST_MS to 232 days."""
+LEVELS = 24 * PER_OCTAVE
+"""Of silence, from SHORTEST_MS to ten years."""
 LEVEL_MS = SHORTEST_MS * 2 ** (np.arange(LEVELS) / PER_OCTAVE)
 _BOUNDS_MS = np.floor(np.sqrt(LEVEL_MS[:-1] * LEVEL_MS[1:])).astype(np.int64)
 SLOWEST, FASTEST = 1e-6, 2000.0

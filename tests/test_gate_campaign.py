@@ -8,7 +8,7 @@ import torch
 from bench.challengers import Size, better, sabotaged
 from bench.gate import Row, judged, passes
 
-SIZE = Size(users=400, epochs=3, hidden=8)
+SIZE = Size(users=900, epochs=4, hidden=8)
 
 
 @pytest.fixture(autouse=True)

@@ -57,9 +57,9 @@ class TrainerSettings(Settings):
     encoder: Literal["gru", "lstm", "rnn"] = Field("gru", description="recurrent units: gru, lstm or rnn")
     hidden: int = Field(64, gt=0, description="recurrent units")
     belief_states: int = Field(
-        20, ge=0, le=64, description="latent states of the belief cell, a learned Markov model of the stream beside the units; 0: none"
+        16, ge=0, le=64, description="latent states of the belief cell, a learned Markov model of the stream beside the units; 0: none"
     )
-    belief_steps: int = Field(800, gt=0, description="steps of the belief cell's fitting by likelihood; a warm start takes a quarter")
+    belief_steps: int = Field(1600, gt=0, description="steps of the belief cell's fitting by likelihood; a warm start takes a quarter")
     head: int = Field(64, gt=0, description="units of the heads' shared layer")
     dropout: float = Field(0.2, ge=0, lt=1, description="share of units dropped in training")
     seed: int = Field(0, description="of every random choice in a round")
