@@ -39,7 +39,11 @@ class States:
     def use(self, model: Model) -> None:
         """Score with `model` from now on. Every task must have been flushed if the states are outdated by it."""
         if self.outdated_by(model):  # a row that is in memory is complete: see `rows`
-            self.arena = Arena(self.arena.capacity, model.network.state_size)
+            if model.network.state_size == self.arena.hidden:
+                for table in self.tables.values():
+                    self.arena.release(list(table.values()))
+            else:
+                self.arena = Arena(self.arena.capacity, model.network.state_size)
             self.tables = {number: {} for number in self.tables}
         self.model = model
         self.encoder = identity(model.manifest.encoder_id)
