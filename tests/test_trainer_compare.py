@@ -23,7 +23,7 @@ from trainer.pareto import fitted, log_likelihood
 from trainer.settings import TrainerSettings
 
 TARGETS = (Target.parse("gone=*:absent:5d"), Target.parse("buy=purchase:occurs:7d"))
-SMALL = ["--set", "hidden=8", "--set", "head=8", "--set", "epochs=1"]
+SMALL = ["--set", "belief_steps=20", "--set", "hidden=8", "--set", "head=8", "--set", "epochs=1"]
 ASKED = ["--target", str(TARGETS[0]), "--target", str(TARGETS[1])]
 UNTIL_MS = START_MS + 42 * DAY_MS
 

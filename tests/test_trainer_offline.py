@@ -25,7 +25,7 @@ from trainer.queries import last_before
 
 ROOT = Path(__file__).parent.parent
 UNTIL_MS = START_MS + 40 * DAY_MS
-SMALL = ["--set", "hidden=8", "--set", "head=8", "--set", "epochs=2"]
+SMALL = ["--set", "belief_steps=20", "--set", "hidden=8", "--set", "head=8", "--set", "epochs=2"]
 TARGETS = ["--target", "buy=purchase:occurs:7d", "--target", "gone=*:absent:5d"]
 
 

@@ -104,7 +104,7 @@ class Simulation:
     topics: tuple[str, ...] = ("events",)
     retention_days: float = 3.0
     idle_seconds: float = 1e9
-    cache_users: int = 100_000
+    cache_users: int = 1_000
     history_events: int = 20
     now: float = 1000.0
     members: dict[int, Member] = field(default_factory=dict)
