@@ -7,7 +7,7 @@ A user's events are in log order, and time does not run backwards for a user: a 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -136,32 +136,40 @@ def from_table(table: pa.Table) -> History:
     )
 
 
+def read_table(path: Path, what: str, texts: Sequence[str], texts_from: str | None = None) -> pa.Table:
+    """A CSV, JSONL or Parquet file of `what`. texts: columns that a CSV file holds as text, whatever they look like, and so are those whose
+    names start with `texts_from`. Raises ValueError, OSError."""
+    import pyarrow.csv
+    import pyarrow.json
+    import pyarrow.parquet
+
+    try:
+        match path.suffix.lower():
+            case ".csv":
+                columns = list(texts)
+                if texts_from:
+                    with pyarrow.csv.open_csv(path) as reader:
+                        columns += [c for c in reader.schema.names if c.startswith(texts_from)]
+                options = pyarrow.csv.ConvertOptions(column_types={c: pa.string() for c in columns}, strings_can_be_null=True)
+                return pyarrow.csv.read_csv(path, convert_options=options)
+            case ".jsonl" | ".ndjson" | ".json":
+                return pyarrow.json.read_json(path)
+            case ".parquet" | ".pq":
+                return pyarrow.parquet.read_table(path)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+    raise ValueError(f"{path}: {what} are read from .csv, .jsonl and .parquet files")
+
+
 def read_file(path: Path, fields: Mapping[str, str] | None = None) -> pa.Table:
     """A CSV, JSONL or Parquet file as a table that `from_table` takes, in order of time. Raises ValueError, or OSError.
 
     Attributes may be a column of JSON texts, of structures or maps, or columns of their own: `attributes.country`, `attributes.device`.
     """
-    import pyarrow.csv
-    import pyarrow.json
-    import pyarrow.parquet
-
     names = {own: name for name, own in (fields or {}).items()}
     own_texts = ("user_id", "type", "item_id", "category", "session_id", "attributes", *names)
-    texts = {own: pa.string() for own in own_texts if names.get(own, own) not in ("value", "timestamp")}
-    suffix = path.suffix.lower()
-    try:
-        if suffix == ".csv":
-            with pyarrow.csv.open_csv(path) as reader:
-                texts |= {c: pa.string() for c in reader.schema.names if c.startswith(_ATTRIBUTE)}  # an attribute "007" is not 7
-            table = pyarrow.csv.read_csv(path, convert_options=pyarrow.csv.ConvertOptions(column_types=texts, strings_can_be_null=True))
-        elif suffix in (".jsonl", ".ndjson", ".json"):
-            table = pyarrow.json.read_json(path)
-        elif suffix in (".parquet", ".pq"):
-            table = pyarrow.parquet.read_table(path)
-        else:
-            raise ValueError(f"{path}: events are read from .csv, .jsonl and .parquet files")
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
+    texts = [own for own in own_texts if names.get(own, own) not in ("value", "timestamp")]
+    table = read_table(path, "events", texts, texts_from=_ATTRIBUTE)  # an attribute "007" is not 7
     table = table.rename_columns([names.get(c, c) for c in table.column_names])
     if missing := [c for c in _REQUIRED if c not in table.column_names]:
         raise ValueError(f"{path} has no column {', '.join(missing)}; it has: {', '.join(table.column_names)} (see event_fields)")

@@ -15,7 +15,7 @@ from model.artifact import Model
 from model.statistics import STATISTICS
 from model.targets import Target
 from trainer.dataset import features, statistics_after
-from trainer.history import History
+from trainer.history import History, read_table
 from trainer.inputs import duration_ms, time_ms
 from trainer.material import hidden_along
 
@@ -41,7 +41,7 @@ class Queries:
 
 def read_queries(path: Path) -> Queries:
     """The queries of a CSV, JSONL or Parquet file. Raises ValueError that names the row, or OSError."""
-    table = read_table(path, texts=("query", "task", "user_id", "at", "horizon"))
+    table = read_table(path, "queries", ("query", "task", "user_id", "at", "horizon"))
     if missing := [c for c in COLUMNS if c not in table.column_names]:
         raise ValueError(f"{path} has no column {', '.join(missing)}; queries have: {', '.join(COLUMNS)}")
     if not len(table):
@@ -60,26 +60,6 @@ def read_queries(path: Path) -> Queries:
         _numbers(table["at"], time_ms, f"{path}: at"),
         _numbers(table["horizon"], duration_ms, f"{path}: horizon"),
     )
-
-
-def read_table(path: Path, texts: Sequence[str]) -> pa.Table:
-    """A CSV, JSONL or Parquet file. texts: columns that a CSV file holds as text, whatever they look like. Raises ValueError, OSError."""
-    import pyarrow.csv
-    import pyarrow.json
-    import pyarrow.parquet
-
-    options = pyarrow.csv.ConvertOptions(column_types={t: pa.string() for t in texts}, strings_can_be_null=True)
-    try:
-        match path.suffix.lower():
-            case ".csv":
-                return pyarrow.csv.read_csv(path, convert_options=options)
-            case ".jsonl" | ".ndjson" | ".json":
-                return pyarrow.json.read_json(path)
-            case ".parquet" | ".pq":
-                return pyarrow.parquet.read_table(path)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
-    raise ValueError(f"{path}: queries are read from .csv, .jsonl and .parquet files")
 
 
 def _numbers(column: pa.ChunkedArray, parse: Callable[[str], int], where: str) -> NDArray[np.int64]:
