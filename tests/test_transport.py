@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 
 import pytest
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
@@ -14,7 +14,7 @@ from kafka.structs import OffsetAndMetadata
 
 from demo.servers import create_topics, kafka
 from worker.settings import WorkerSettings
-from worker.transport import Bounds, FatalTransportError, Fenced, Outgoing, Partition, Position, Records, Transport, TransportError
+from worker.transport import Bounds, FatalTransportError, Fenced, Outgoing, Partition, Polled, Position, Records, Transport, TransportError
 from worker.transport_kafka import KafkaTransport
 from worker.transport_memory import MemoryBroker, MemoryTransport
 
@@ -22,16 +22,20 @@ Message = tuple[bytes | None, bytes | None]
 
 
 class Member:
-    """A transport, and what its polls have brought."""
+    """A transport, and what its polls have brought. turn: held while it polls, where transports must not poll at the same time."""
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Transport, turn: AbstractContextManager[object]) -> None:
         self.transport = transport
+        self.turn = turn
         self.owned: set[Partition] = set()
         self.changes: list[tuple[list[Partition], list[Partition]]] = []
         self.records: list[Records] = []
 
     def poll(self, max_records: int = 100) -> None:
-        polled = self.transport.poll(20, max_records)
+        with self.turn:
+            self._take(self.transport.poll(20, max_records), max_records)
+
+    def _take(self, polled: Polled, max_records: int) -> None:
         if polled.revoked or polled.assigned:
             assert self.owned >= set(polled.revoked)
             self.owned = self.owned - set(polled.revoked) | set(polled.assigned)
@@ -67,6 +71,7 @@ class Log:
     def __init__(self, name: str) -> None:
         self.name = name
         self.members: list[Member] = []
+        self.turn: AbstractContextManager[object] = nullcontext()
 
     def topic(self, partitions: int = 2, max_bytes: int = 1_000_000) -> str:
         raise NotImplementedError
@@ -81,7 +86,7 @@ class Log:
         raise NotImplementedError
 
     def join(self, *topics: str, guarantee: str = "exactly_once", worker_id: str | None = None) -> Member:
-        member = Member(self._connect(topics, guarantee, worker_id or f"{self.name}-{len(self.members)}"))
+        member = Member(self._connect(topics, guarantee, worker_id or f"{self.name}-{len(self.members)}"), self.turn)
         self.members.append(member)
         return member
 
@@ -106,6 +111,7 @@ class MemoryLog(Log):
     def __init__(self, name: str) -> None:
         super().__init__(name)
         self.broker = MemoryBroker()
+        self.turn = threading.Lock()  # it knows no threads
 
     def topic(self, partitions: int = 2, max_bytes: int = 1_000_000) -> str:
         name = f"t{len(self.broker.topics)}"
