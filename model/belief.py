@@ -102,7 +102,11 @@ class Belief(nn.Module):
 
     def after_silence(self, root_NS: torch.Tensor, level_N: torch.Tensor) -> torch.Tensor:
         """(N, S) belief after a silence that goes on. A user without an event is believed to be anywhere."""
-        belief = torch.bmm((root_NS * root_NS).unsqueeze(1), self.silence_GSS[level_N]).squeeze(1) + 1e-12
+        before = root_NS * root_NS
+        belief = before @ self.silence_GSS[0]  # most are asked right after an event
+        late = level_N.nonzero().squeeze(1)
+        belief[late] = torch.bmm(before[late].unsqueeze(1), self.silence_GSS[level_N[late]]).squeeze(1)
+        belief = belief + 1e-12
         return belief / belief.sum(1, keepdim=True)
 
     @torch.no_grad()

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from model import statistics
 from model.artifact import Model
 from model.features import Previous, step_features
+from model.statistics import BY_SLOT
 from worker.arena import UNKNOWN, Arena
 from worker.record import chunk_slots, dequantise, history, identity, parse, quantise
 from worker.schedule import Schedule
@@ -184,7 +185,7 @@ class States:
         alien = prefix["lineage"] != self.lineage
         if alien.any():
             stats = again.statistics()
-            for name in ("counts", "last_seconds"):  # what depends on the vocabulary; the rest is as good as ever
+            for name in BY_SLOT:  # what depends on the vocabulary; the rest is as good as ever
                 prefix["statistics"][name][alien] = stats[name][alien]
         prefix["encoder"] = self.encoder
         prefix["lineage"] = self.lineage

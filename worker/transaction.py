@@ -41,9 +41,14 @@ class Undelivered(Exception):
 
 
 class Producer(KafkaProducer):  # type: ignore[misc]
-    """A producer that can be given up with messages in it."""
+    """A producer that can be given up with messages in it, and whose name is at hand: `send` asks for it twice a message, to log it."""
 
     _abandoned = False
+    _name = ""
+
+    def __str__(self) -> str:
+        self._name = self._name or str(super().__str__())
+        return self._name
 
     def flush(self, timeout: float | None = None) -> None:
         if not self._abandoned:
