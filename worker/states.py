@@ -93,6 +93,7 @@ class States:
         arena = self.arena
         rows = np.flatnonzero((arena.partition == task.number) & arena.dirty)
         if not len(rows) and not task.gone and task.applied == task.progress():
+            task.store.settle()
             return 0
         users = [arena.user[row] for row in rows.tolist()]
         moved = np.flatnonzero(self._moved(task, rows))
