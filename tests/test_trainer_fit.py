@@ -17,7 +17,7 @@ from trainer.belief import Streams, believed
 from trainer.dataset import choose_vocabulary, fit_scaling, landmarks
 from trainer.evaluate import constant_hazards
 from trainer.fit import Stopped, fit
-from trainer.material import Material, hidden_along, inputs_of, loss_of, prepare
+from trainer.material import Material, hidden_along, loss_of, prepare
 from trainer.recurrence import hidden_states
 from trainer.standard import standardised
 
@@ -118,7 +118,7 @@ def test_every_encoder_is_fitted_on_what_a_worker_would_have(material: tuple[Mat
     streams = Streams(train.history, train.steps.slot, START_MS + 30 * DAY_MS)
     moments = torch.from_numpy(batch.landmarks)
     with torch.inference_mode():
-        hidden = hidden_states(net.encoder, inputs_of(net, train.steps, batch.events), batch.sizes.tolist())
+        hidden = hidden_states(net.encoder, net.inputs(train.steps)[0][batch.events], batch.sizes.tolist())
         asked = believed(net.encoder.belief, streams, train.moments.event, train.level_L)[moments]
         packed = net.answer(hidden[torch.from_numpy(batch.place)], asked, train.readout_LR[moments])
         state = hidden_along(net, train.steps, train.history)

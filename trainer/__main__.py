@@ -75,18 +75,18 @@ def train(settings: TrainerSettings, source: Path | None, promote: bool) -> int:
     from trainer.inputs import read_events
     from trainer.metrics import Metrics
     from trainer.rounds import run_round
-    from trainer.service import load_history
+    from trainer.shards import in_memory, of_log
     from trainer.show import fitting
 
     keep_freed_memory()
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    history = from_table(read_events(source, settings.event_fields)) if source else load_history(settings)
-    if history is None:
+    shards = in_memory(from_table(read_events(source, settings.event_fields)), settings.shard_events) if source else of_log(settings)
+    if shards is None:
         raise ValueError(f"there are no events in {settings.log_directory}: let `python -m trainer run` collect some, or give --input FILE")
     with fitting() as progress:
         outcome = run_round(
-            history, Registry(settings.registry), settings, Metrics(), now=datetime.now(UTC), by=_user(), promote=promote, progress=progress
+            shards, Registry(settings.registry), settings, Metrics(), now=datetime.now(UTC), by=_user(), promote=promote, progress=progress
         )
     if outcome.kind == "waiting":
         raise ValueError(f"too little data to train on: {outcome.reason} (see min_users, min_events and min_days)")

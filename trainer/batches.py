@@ -6,6 +6,7 @@ are the chunks laid out time-major and longest first, as `PackedSequence` has it
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,3 +55,26 @@ def pack(begins: NDArray[np.int64], ends: NDArray[np.int64], landmark_event: NDA
     landmarks = np.arange(len(chunk)) - np.repeat(np.cumsum(high - low) - (high - low), high - low) + low[chunk]
     place = starts[landmark_event[landmarks] - begins[chunk]] + chunk
     return Batch(begins[row] + step, sizes, landmarks, place)
+
+
+class Packer:
+    """The batches of one pass over some users' streams, each of about `batch_events`, packed when it is asked for.
+
+    first, landmark_event: where each user's events begin, and each landmark's event, as `pack` takes them.
+    """
+
+    def __init__(
+        self, first: NDArray[np.int64], landmark_event: NDArray[np.int64], chunk_events: int, batch_events: int, rng: np.random.Generator
+    ) -> None:
+        self._event, self._first = landmark_event, np.searchsorted(landmark_event, np.arange(first[-1] + 1))
+        begins, ends = chunks(first, chunk_events, rng)
+        asked = self._first[ends] > self._first[begins]  # chunks before the window only lead up to it
+        begins, ends = begins[asked], ends[asked]
+        cuts = np.flatnonzero(np.diff(np.cumsum(ends - begins) // batch_events)) + 1
+        self._spans = list(zip(np.split(begins, cuts), np.split(ends, cuts), strict=True)) if len(begins) else []
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (pack(begins, ends, self._event, self._first) for begins, ends in self._spans)

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 
 from model.network import Network
-from trainer.batches import Batch, chunks, pack
+from trainer.batches import Batch, Packer
 from trainer.belief import STEP_SIZE, Streams, believed, fit_belief, start
-from trainer.material import Material, inputs_of, loss_of, negative_log_likelihood
+from trainer.material import Material, loss_of, negative_log_likelihood
+from trainer.parts import Part, Parts
 from trainer.recurrence import hidden_states
 from trainer.settings import TrainerSettings
 from trainer.standard import standardised
@@ -42,17 +43,19 @@ class Fitted:
     """What came of a fitting. The network holds the best weights.
 
     losses: validation loss before the first and after each pass. train_losses: mean loss of a training moment during each pass.
+    pass_speeds: events trained on a second, in each pass.
     """
 
     losses: list[float]
     seconds: float
     why: str
     train_losses: list[float] = field(default_factory=list)
+    pass_speeds: list[float] = field(default_factory=list)
 
 
 def fit(
     network: Network,
-    train: Material,
+    train: Parts | Material,
     validation: Material,
     settings: TrainerSettings,
     *,
@@ -62,15 +65,16 @@ def fit(
     clock: Callable[[], float] = time.monotonic,
 ) -> Fitted:
     """Fit `network` in place and leave it with the weights that did best on `validation`. Raises Stopped when told to."""
-    with standardised(network, train.readout_LR):
-        fitted = _fit(network, train, validation, settings, warm, progress, stopping, clock)
+    parts = train if isinstance(train, Parts) else Parts.whole(train)
+    with standardised(network, parts.first.readout_LR):
+        fitted = _fit(network, parts, validation, settings, warm, progress, stopping, clock)
     network.eval()
     return fitted
 
 
 def _fit(
     network: Network,
-    train: Material,
+    train: Parts,
     validation: Material,
     settings: TrainerSettings,
     warm: bool,
@@ -95,36 +99,49 @@ def _fit(
 
     best_loss = validation_loss() if warm else float("inf")
     best = copy.deepcopy(network.state_dict())
-    believed_LS = _fit_belief(network, train, settings, warm, rng, progress, stopping, clock)
-    train_losses: list[float] = []
-    passes_begin = clock()
-    losses, since_best, why = [best_loss], 0, f"all {settings.epochs} passes done"
-    landmark_first = np.searchsorted(train.moments.event, np.arange(len(train.history) + 1))
-    asked_events = len(np.unique(train.moments.event))
+    _fit_belief(network, train, settings, warm, rng, progress, stopping, clock)
+    asked_events = 0
+    for number in range(len(train)):
+        if stopping():
+            raise Stopped
+        progress(0.0, f"preparing shard {number + 1} of {len(train)}")
+        asked_events += len(torch.unique_consecutive(train[number].event_L))
     batch_events = min(settings.batch_events, max(asked_events // LEAST_BATCHES, 64))
+
+    def over_budget() -> bool:
+        return clock() - begin > settings.round_budget_seconds
+
+    def train_on(part: Part, done_before: float, share: float) -> int:
+        """A pass over one part, `share` of the fitting. Returns how many events that was."""
+        events = 0
+        packer = Packer(part.first.numpy(), part.event_L.numpy(), settings.chunk_events, batch_events, rng)
+        for i, batch in enumerate(packer):
+            if stopping():
+                raise Stopped
+            if over_budget():
+                break
+            done = done_before + share * i / len(packer)
+            for group in optimizer.param_groups:
+                group["lr"] = peak * learning_rate_share(done)
+            batch_losses.extend(_step(network, part, batch, optimizer, settings.gradient_norm))
+            events += len(batch.events)
+            progress(done, f"pass {epoch + 1}")
+        return events
+
+    passes_begin = clock()
+    fitted = Fitted([best_loss], 0.0, f"all {settings.epochs} passes done")
     planned = settings.epochs  # fewer, once it shows that the budget does not last for them: the step size must come down in any case
+    since_best = 0
     for epoch in range(settings.epochs):
         network.train()
         batch_losses: list[torch.Tensor] = []
-        begins, ends = chunks(train.history.first, settings.chunk_events, rng)
-        asked = landmark_first[ends] > landmark_first[begins]  # chunks before the window only lead up to it
-        begins, ends = begins[asked], ends[asked]
-        cuts = np.flatnonzero(np.diff(np.cumsum(ends - begins) // batch_events)) + 1
-        batches = list(zip(np.split(begins, cuts), np.split(ends, cuts), strict=True))
-        for i, (low, high) in enumerate(batches):
-            if stopping():
-                raise Stopped
-            if clock() - begin > settings.round_budget_seconds:
-                break
-            done = (epoch + i / len(batches)) / planned
-            for group in optimizer.param_groups:
-                group["lr"] = peak * learning_rate_share(done)
-            packed = pack(low, high, train.moments.event, landmark_first)
-            batch_losses += _step(network, train, packed, believed_LS, optimizer, settings.gradient_norm)
-            progress(done, f"pass {epoch + 1}")
+        pass_begin, events = clock(), 0
+        for i, number in enumerate(rng.permutation(len(train)) if len(train) > 1 else [0]):
+            events += train_on(train[number], (epoch + i / len(train)) / planned, 1 / planned / len(train))
+        fitted.pass_speeds.append(events / max(clock() - pass_begin, 1e-9))
         loss = validation_loss()
-        losses.append(loss)
-        train_losses.append(_mean(batch_losses))
+        fitted.losses.append(loss)
+        fitted.train_losses.append(_mean(batch_losses))
         if epoch == 0:
             left = settings.round_budget_seconds - (passes_begin - begin)
             planned = min(planned, max(1, int(left / max(clock() - passes_begin, 1e-9))))
@@ -132,32 +149,33 @@ def _fit(
         since_best += 1
         if loss < best_loss:
             best_loss, best, since_best = loss, copy.deepcopy(network.state_dict()), 0
-        if clock() - begin > settings.round_budget_seconds or epoch + 1 == planned < settings.epochs:
-            why = f"the budget of {settings.round_budget_seconds:.0f} s is spent"
+        if over_budget() or epoch + 1 == planned < settings.epochs:
+            fitted.why = f"the budget of {settings.round_budget_seconds:.0f} s is spent"
             break
         if since_best >= settings.patience:
-            why = f"no better on validation for {settings.patience} passes"
+            fitted.why = f"no better on validation for {settings.patience} passes"
             break
     network.load_state_dict(best)
-    return Fitted(losses, clock() - begin, why, train_losses)
+    fitted.seconds = clock() - begin
+    return fitted
 
 
 def _fit_belief(
     network: Network,
-    train: Material,
+    train: Parts,
     settings: TrainerSettings,
     warm: bool,
     rng: np.random.Generator,
     progress: Progress,
     stopping: Callable[[], bool],
     clock: Callable[[], float],
-) -> torch.Tensor | None:
-    """Fit the belief cell first, by the likelihood of the streams: (L, S) what it then believes at each moment, an input of the heads.
+) -> None:
+    """Fit the belief cell first, by the likelihood of the streams: what it then believes at each moment is an input of the heads.
     A cell whose parameters require no gradient stays as it is."""
     belief = network.encoder.belief
-    if belief is None or not len(train.moments):
-        return None
-    streams = Streams(train.history, train.steps.slot, int(train.moments.at_ms[0] + train.moments.observed_ms[0]))
+    if belief is None or not len(train.first.moments):
+        return
+    streams = streams_of(train.first)
 
     def told(share: float) -> None:
         if stopping():
@@ -172,30 +190,30 @@ def _fit_belief(
     budget_seconds = settings.round_budget_seconds * BELIEF_SHARE
     if not frozen:
         fit_belief(belief, streams, steps=steps, rng=rng, step_size=step_size, budget_seconds=budget_seconds, progress=told, clock=clock)
-    believed_LS = believed(belief, streams, train.moments.event, train.level_L)
+    cell = copy.deepcopy(belief)  # on the CPU still
+    train.believe = lambda material: believed(cell, streams_of(material), material.moments.event, material.level_L)
     belief.to(network.device)
     network.refresh()
-    return believed_LS
 
 
-def _step(
-    network: Network,
-    train: Material,
-    batch: Batch,
-    believed_LS: torch.Tensor | None,
-    optimizer: torch.optim.Optimizer,
-    gradient_norm: float,
-) -> tuple[torch.Tensor, ...]:
+def streams_of(material: Material) -> Streams:
+    """Its users' streams, up to the end of what was observed of the moments."""
+    end_ms = int(material.moments.at_ms[0] + material.moments.observed_ms[0]) if len(material.moments) else 0
+    return Streams(material.history, material.steps.slot, end_ms)
+
+
+def _step(network: Network, part: Part, batch: Batch, optimizer: torch.optim.Optimizer, gradient_norm: float) -> tuple[torch.Tensor, ...]:
     """(the batch's loss times its weight, its weight) in one tensor, left on its device; () of a batch that asks nothing."""
     if not len(batch.landmarks):
         return ()
     device = network.device
-    landmarks = torch.from_numpy(batch.landmarks)
-    hidden_NH = hidden_states(network.encoder, inputs_of(network, train.steps, batch.events), batch.sizes.tolist())
-    asked = None if believed_LS is None else believed_LS[landmarks].to(device)
-    logits = network.answer(hidden_NH[torch.from_numpy(batch.place).to(device)], asked, train.readout_LR[landmarks].to(device))
-    weight = torch.from_numpy(train.moments.weight[batch.landmarks]).to(device)
-    terms = negative_log_likelihood(logits, train.event_LKB[landmarks].to(device), train.mask_LKB[landmarks].to(device))
+    landmarks, events = torch.from_numpy(batch.landmarks), torch.from_numpy(batch.events)
+    inputs = network.encoder.inputs(*(c[events].to(device) for c in (part.slot_E, part.item_E, part.category_E, part.numeric_EM)))
+    hidden_NH = hidden_states(network.encoder, inputs, batch.sizes.tolist())
+    believed_LS = None if part.believed_LS is None else part.believed_LS[landmarks].to(device)
+    logits = network.answer(hidden_NH[torch.from_numpy(batch.place).to(device)], believed_LS, part.readout_LR[landmarks].to(device))
+    weight = part.weight_L[landmarks].to(device)
+    terms = negative_log_likelihood(logits, part.event_LKB[landmarks].to(device), part.mask_LKB[landmarks].to(device))
     loss = terms @ weight / weight.sum()
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]

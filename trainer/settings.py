@@ -33,7 +33,14 @@ class TrainerSettings(Settings):
     min_events: int = Field(10_000, gt=0, description="events in the window that a round waits for")
     min_days: float = Field(14, gt=0, description="days between the first and the last event that a round waits for")
     max_events: int = Field(
-        500_000, gt=0, description="events that a round trains on at most (1 kB of memory each); more: a sample of users"
+        2_000_000,
+        gt=0,
+        description="events that a round trains on at most, a limit of its time and not of its memory; more: a sample of users",
+    )
+    shard_events: int = Field(
+        250_000,
+        gt=0,
+        description="events that are in memory at once while training (4 kB each); more are prepared and kept on disk by shards",
     )
     validation_share: float = Field(0.1, gt=0, lt=0.5, description="share of the window's days, after training, that stops the fitting")
     test_share: float = Field(0.2, gt=0, lt=0.5, description="share of the window's days, the newest, on which the gate decides")

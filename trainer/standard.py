@@ -15,7 +15,9 @@ from torch import nn
 from model.network import Network
 
 
-class _Standardise(nn.Module):
+class Standardise(nn.Module):
+    """(x - mean) * factor of the head's inputs."""
+
     mean: torch.Tensor
     factor: torch.Tensor
 
@@ -36,12 +38,13 @@ def standardised(network: Network, readout_LR: torch.Tensor) -> Iterator[None]:
     before = linear.in_features - readout_LR.shape[1]
     mean, deviation = torch.zeros(linear.in_features), torch.ones(linear.in_features)
     spread, centre = torch.std_mean(readout_LR, dim=0)
+    del readout_LR  # large, and not looked at again
     mean[before:], deviation[before:] = centre, torch.where(spread > 1e-3, spread, 1.0)  # a constant input stays as it is
     mean, deviation = mean.to(network.device), deviation.to(network.device)
     with torch.no_grad():
         linear.bias.add_(linear.weight @ mean)
         linear.weight.mul_(deviation)
-    network.head = nn.Sequential(_Standardise(mean, deviation), *head)
+    network.head = nn.Sequential(Standardise(mean, deviation), *head)
     try:
         yield
     finally:
