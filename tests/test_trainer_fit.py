@@ -17,6 +17,7 @@ from trainer.belief import Streams, believed
 from trainer.dataset import choose_vocabulary, fit_scaling, landmarks
 from trainer.evaluate import constant_hazards
 from trainer.fit import Stopped, fit
+from trainer.heads import answer, dropped
 from trainer.material import Material, hidden_along, loss_of, prepare
 from trainer.recurrence import hidden_states
 from trainer.standard import standardised
@@ -184,3 +185,38 @@ def test_constant_hazards_go_on_where_nothing_was_observed(material: tuple[Mater
     unseen = np.flatnonzero(material[0].mask_LKB[:, 0].sum(0).numpy() == 0)
     assert len(unseen)
     assert rate[unseen] == pytest.approx(rate[unseen[0] - 1], rel=1e-3)
+
+
+def test_heads_in_training_say_what_the_network_says(material: tuple[Material, Material]) -> None:
+    """Logits and the gradients of every weight, with and without a belief cell."""
+    train, _ = material
+    rows, place = torch.arange(0, 400, 4), torch.arange(100) // 3
+    for belief in (0, 4):
+        torch.manual_seed(1)
+        net = Network(Shape(hidden=8, head=8, dropout=0.0, belief=belief)).train()
+        net.ask(SETS, DEFAULT_EDGES_MS, Vocabulary(choose_vocabulary(train.history.types, SETS)))
+        torch.nn.init.normal_(net.head[-1].weight)
+        hidden = torch.randn(40, 8).requires_grad_()
+        believed_LS = torch.rand(100, belief).softmax(1) if belief else None
+        said, gradients = [], []
+        with standardised(net, train.readout_LR):
+            for ours in (True, False):
+                net.zero_grad()
+                hidden.grad = None
+                readout = train.readout_LR[rows]
+                logits = answer(net, hidden, place, believed_LS, readout) if ours else net.answer(hidden[place], believed_LS, readout)
+                (logits * torch.linspace(-1, 1, logits.numel()).view(logits.shape)).sum().backward()
+                said.append(logits.detach())
+                gradients.append([hidden.grad, *(p.grad.clone() for p in net.head.parameters())])
+        assert torch.allclose(*said, atol=1e-4)
+        for a, b in zip(*gradients, strict=True):
+            assert torch.allclose(a, b, atol=1e-3, rtol=1e-3)
+
+
+def test_units_are_dropped_by_chance_and_keep_their_mean() -> None:
+    torch.manual_seed(0)
+    units = torch.ones(1000, 101)
+    out = dropped(units, 0.2)
+    assert float((out == 0).float().mean()) == pytest.approx(0.2, abs=0.005)
+    assert float(out.mean()) == pytest.approx(1, abs=0.006)
+    assert torch.equal(dropped(units, 0.0), units)

@@ -13,6 +13,7 @@ import torch
 from model.network import Network
 from trainer.batches import Batch, Packer
 from trainer.belief import STEP_SIZE, Streams, believed, fit_belief, start
+from trainer.heads import answer
 from trainer.material import Material, loss_of, negative_log_likelihood
 from trainer.parts import Part, Parts
 from trainer.recurrence import hidden_states
@@ -211,7 +212,7 @@ def _step(network: Network, part: Part, batch: Batch, optimizer: torch.optim.Opt
     inputs = network.encoder.inputs(*(c[events].to(device) for c in (part.slot_E, part.item_E, part.category_E, part.numeric_EM)))
     hidden_NH = hidden_states(network.encoder, inputs, batch.sizes.tolist())
     believed_LS = None if part.believed_LS is None else part.believed_LS[landmarks].to(device)
-    logits = network.answer(hidden_NH[torch.from_numpy(batch.place).to(device)], believed_LS, part.readout_LR[landmarks].to(device))
+    logits = answer(network, hidden_NH, torch.from_numpy(batch.place).to(device), believed_LS, part.readout_LR[landmarks].to(device))
     weight = part.weight_L[landmarks].to(device)
     terms = negative_log_likelihood(logits, part.event_LKB[landmarks].to(device), part.mask_LKB[landmarks].to(device))
     loss = terms @ weight / weight.sum()

@@ -18,7 +18,7 @@ from model.statistics import READOUT_SIZE, readout
 from trainer.dataset import Landmarks, by_rank, features, statistics_after
 from trainer.history import History
 
-BLOCK = 65_536
+BLOCK = 8192
 """Landmarks taken at once."""
 
 
