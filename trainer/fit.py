@@ -208,13 +208,17 @@ def _step(network: Network, part: Part, batch: Batch, optimizer: torch.optim.Opt
     if not len(batch.landmarks):
         return ()
     device = network.device
-    landmarks, events = torch.from_numpy(batch.landmarks), torch.from_numpy(batch.events)
-    inputs = network.encoder.inputs(*(c[events].to(device) for c in (part.slot_E, part.item_E, part.category_E, part.numeric_EM)))
+    landmarks, events, place = (torch.from_numpy(rows) for rows in (batch.landmarks, batch.events, batch.place))
+
+    def taken(column: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        return column.index_select(0, rows).to(device)  # of rows of floats, a tenth of the time of column[rows]
+
+    inputs = network.encoder.inputs(*(taken(c, events) for c in (part.slot_E, part.item_E, part.category_E, part.numeric_EM)))
     hidden_NH = hidden_states(network.encoder, inputs, batch.sizes.tolist())
-    believed_LS = None if part.believed_LS is None else part.believed_LS[landmarks].to(device)
-    logits = answer(network, hidden_NH, torch.from_numpy(batch.place).to(device), believed_LS, part.readout_LR[landmarks].to(device))
-    weight = part.weight_L[landmarks].to(device)
-    terms = negative_log_likelihood(logits, part.event_LKB[landmarks].to(device), part.mask_LKB[landmarks].to(device))
+    believed_LS = None if part.believed_LS is None else taken(part.believed_LS, landmarks)
+    logits = answer(network, hidden_NH, place.to(device), believed_LS, taken(part.readout_LR, landmarks))
+    weight = taken(part.weight_L, landmarks)
+    terms = negative_log_likelihood(logits, taken(part.event_LKB, landmarks), taken(part.mask_LKB, landmarks))
     loss = terms @ weight / weight.sum()
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
