@@ -45,7 +45,7 @@ def pack(begins: NDArray[np.int64], ends: NDArray[np.int64], landmark_event: NDA
     order = np.argsort(begins - ends, kind="stable")
     begins, ends = begins[order], ends[order]
     length = ends - begins
-    steps = np.arange(length[0])
+    steps = np.arange(length.max(initial=0))
     sizes = np.searchsorted(-length, -steps, side="left")
     starts = np.cumsum(sizes) - sizes
     step = np.repeat(steps, sizes)
@@ -69,12 +69,21 @@ class Packer:
         self._event, self._first = landmark_event, np.searchsorted(landmark_event, np.arange(first[-1] + 1))
         begins, ends = chunks(first, chunk_events, rng)
         asked = self._first[ends] > self._first[begins]  # chunks before the window only lead up to it
-        begins, ends = begins[asked], ends[asked]
-        cuts = np.flatnonzero(np.diff(np.cumsum(ends - begins) // batch_events)) + 1
-        self._spans = list(zip(np.split(begins, cuts), np.split(ends, cuts), strict=True)) if len(begins) else []
+        self._begins, self._ends = begins[asked], ends[asked]
+        events = np.cumsum(self._ends - self._begins)
+        self._cuts = np.flatnonzero(np.diff(events // batch_events)) + 1
+        self._count = len(self._cuts) + (len(events) > 0)
+
+    def in_batches(self, count: int) -> None:
+        """Deal the same chunks out to so many batches of about the same size instead: the last ones may be empty."""
+        if count != self._count:
+            events = np.cumsum(self._ends - self._begins)
+            self._cuts = np.searchsorted(events, events[-1:].sum() * np.arange(1, count) / count)
+            self._count = count
 
     def __len__(self) -> int:
-        return len(self._spans)
+        return self._count
 
     def __iter__(self) -> Iterator[Batch]:
-        return (pack(begins, ends, self._event, self._first) for begins, ends in self._spans)
+        spans = zip(np.split(self._begins, self._cuts), np.split(self._ends, self._cuts), strict=True)
+        return (pack(begins, ends, self._event, self._first) for (begins, ends), _ in zip(spans, range(self._count), strict=False))

@@ -13,6 +13,7 @@ import torch
 from model.network import Network
 from trainer.batches import Batch, Packer
 from trainer.belief import STEP_SIZE, Streams, believed, fit_belief, start
+from trainer.distributed import ALONE, Team
 from trainer.heads import answer
 from trainer.material import Material, loss_of, negative_log_likelihood
 from trainer.parts import Part, Parts
@@ -64,11 +65,15 @@ def fit(
     progress: Progress = no_progress,
     stopping: Callable[[], bool] = lambda: False,
     clock: Callable[[], float] = time.monotonic,
+    team: Team = ALONE,
 ) -> Fitted:
-    """Fit `network` in place and leave it with the weights that did best on `validation`. Raises Stopped when told to."""
+    """Fit `network` in place and leave it with the weights that did best on `validation`. Raises Stopped when told to.
+
+    team: the processes that fit it together, each on material of its own; all must begin with the same weights, and end with the same.
+    """
     parts = train if isinstance(train, Parts) else Parts.whole(train)
-    with standardised(network, parts.first.readout_LR):
-        fitted = _fit(network, parts, validation, settings, warm, progress, stopping, clock)
+    with standardised(network, parts.first.readout_LR, team.share):
+        fitted = _fit(network, parts, validation, settings, warm, progress, stopping, clock, team)
     network.eval()
     return fitted
 
@@ -82,10 +87,11 @@ def _fit(
     progress: Progress,
     stopping: Callable[[], bool],
     clock: Callable[[], float],
+    team: Team,
 ) -> Fitted:
     begin = clock()
-    rng = np.random.default_rng(settings.seed)
-    torch.manual_seed(settings.seed)
+    rng = np.random.default_rng(settings.seed if team.first else (settings.seed, team.rank))
+    torch.manual_seed(settings.seed + team.rank)
     fitted_here = [p for n, p in network.named_parameters() if not n.startswith("encoder.belief.")]
     decayed = [p for p in fitted_here if p.dim() > 1]
     plain = [p for p in fitted_here if p.dim() <= 1]
@@ -93,38 +99,41 @@ def _fit(
     optimizer = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}], lr=peak
     )
-    weight_total = float(validation.moments.weight.sum())
 
     def validation_loss() -> float:
-        return float(loss_of(network, validation) @ validation.moments.weight) / max(weight_total, 1e-9)
+        weight_L = validation.moments.weight
+        loss, weight = team.total(float(loss_of(network, validation) @ weight_L), float(weight_L.sum()))
+        return loss / max(weight, 1e-9)
 
     best_loss = validation_loss() if warm else float("inf")
     best = copy.deepcopy(network.state_dict())
-    _fit_belief(network, train, settings, warm, rng, progress, stopping, clock)
+    _fit_belief(network, train, settings, warm, rng, progress, stopping, clock, team)
     asked_events = 0
     for number in range(len(train)):
         if stopping():
             raise Stopped
         progress(0.0, f"preparing shard {number + 1} of {len(train)}")
         asked_events += len(torch.unique_consecutive(train[number].event_L))
-    batch_events = min(settings.batch_events, max(asked_events // LEAST_BATCHES, 64))
+    (asked_in_all,) = team.total(asked_events)
+    batch_events = max(1, min(settings.batch_events, max(int(asked_in_all) // LEAST_BATCHES, 64)) // team.size)
 
     def over_budget() -> bool:
-        return clock() - begin > settings.round_budget_seconds
+        return team.first_says(clock() - begin > settings.round_budget_seconds)
 
     def train_on(part: Part, done_before: float, share: float) -> int:
         """A pass over one part, `share` of the fitting. Returns how many events that was."""
         events = 0
         packer = Packer(part.first.numpy(), part.event_L.numpy(), settings.chunk_events, batch_events, rng)
+        packer.in_batches(team.most(len(packer)))
         for i, batch in enumerate(packer):
-            if stopping():
+            if team.most(stopping()):
                 raise Stopped
             if over_budget():
                 break
             done = done_before + share * i / len(packer)
             for group in optimizer.param_groups:
                 group["lr"] = peak * learning_rate_share(done)
-            batch_losses.extend(_step(network, part, batch, optimizer, settings.gradient_norm))
+            batch_losses.extend(_step(network, part, batch, optimizer, settings.gradient_norm, team))
             events += len(batch.events)
             progress(done, f"pass {epoch + 1}")
         return events
@@ -137,15 +146,16 @@ def _fit(
         network.train()
         batch_losses: list[torch.Tensor] = []
         pass_begin, events = clock(), 0
-        for i, number in enumerate(rng.permutation(len(train)) if len(train) > 1 else [0]):
+        order = team.first_says(rng.permutation(len(train)).tolist())
+        for i, number in enumerate(order):
             events += train_on(train[number], (epoch + i / len(train)) / planned, 1 / planned / len(train))
-        fitted.pass_speeds.append(events / max(clock() - pass_begin, 1e-9))
+        fitted.pass_speeds.append(team.total(events)[0] / max(clock() - pass_begin, 1e-9))
         loss = validation_loss()
         fitted.losses.append(loss)
-        fitted.train_losses.append(_mean(batch_losses))
+        fitted.train_losses.append(_mean(batch_losses, team))
         if epoch == 0:
             left = settings.round_budget_seconds - (passes_begin - begin)
-            planned = min(planned, max(1, int(left / max(clock() - passes_begin, 1e-9))))
+            planned = team.first_says(min(planned, max(1, int(left / max(clock() - passes_begin, 1e-9)))))
         progress((epoch + 1) / planned, f"pass {epoch + 1}: validation loss {loss:.4f}")
         since_best += 1
         if loss < best_loss:
@@ -170,11 +180,12 @@ def _fit_belief(
     progress: Progress,
     stopping: Callable[[], bool],
     clock: Callable[[], float],
+    team: Team,
 ) -> None:
     """Fit the belief cell first, by the likelihood of the streams: what it then believes at each moment is an input of the heads.
     A cell whose parameters require no gradient stays as it is."""
     belief = network.encoder.belief
-    if belief is None or not len(train.first.moments):
+    if belief is None or not team.most(len(train.first.moments)):
         return
     streams = streams_of(train.first)
 
@@ -189,8 +200,11 @@ def _fit_belief(
         start(belief, streams, torch.Generator().manual_seed(settings.seed))
     steps, step_size = (settings.belief_steps // 4, STEP_SIZE / 5) if warm else (settings.belief_steps, STEP_SIZE)
     budget_seconds = settings.round_budget_seconds * BELIEF_SHARE
-    if not frozen:
+    if not frozen and team.first:
         fit_belief(belief, streams, steps=steps, rng=rng, step_size=step_size, budget_seconds=budget_seconds, progress=told, clock=clock)
+    belief.to(team.device)
+    team.share_weights(belief)
+    belief.to("cpu").refresh()
     cell = copy.deepcopy(belief)  # on the CPU still
     train.believe = lambda material: believed(cell, streams_of(material), material.moments.event, material.level_L)
     belief.to(network.device)
@@ -203,10 +217,26 @@ def streams_of(material: Material) -> Streams:
     return Streams(material.history, material.steps.slot, end_ms)
 
 
-def _step(network: Network, part: Part, batch: Batch, optimizer: torch.optim.Optimizer, gradient_norm: float) -> tuple[torch.Tensor, ...]:
+def _step(
+    network: Network, part: Part, batch: Batch, optimizer: torch.optim.Optimizer, gradient_norm: float, team: Team = ALONE
+) -> tuple[torch.Tensor, ...]:
     """(the batch's loss times its weight, its weight) in one tensor, left on its device; () of a batch that asks nothing."""
-    if not len(batch.landmarks):
+    if not len(batch.landmarks) and team.size == 1:
         return ()
+    parameters = [p for g in optimizer.param_groups for p in g["params"]]
+    optimizer.zero_grad(set_to_none=True)
+    loss = weight = torch.zeros((), device=network.device)
+    if len(batch.landmarks):
+        loss, weight = _loss(network, part, batch)
+        (loss / weight).backward()  # type: ignore[no-untyped-call]
+    team.average_gradients(parameters, weight)
+    torch.nn.utils.clip_grad_norm_(parameters, gradient_norm)
+    optimizer.step()
+    return (torch.stack([loss.detach(), weight]),)
+
+
+def _loss(network: Network, part: Part, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of a batch: the sum of its moments' losses, each times its weight, and the sum of the weights."""
     device = network.device
     landmarks, events, place = (torch.from_numpy(rows) for rows in (batch.landmarks, batch.events, batch.place))
 
@@ -219,19 +249,13 @@ def _step(network: Network, part: Part, batch: Batch, optimizer: torch.optim.Opt
     logits = answer(network, hidden_NH, place.to(device), believed_LS, taken(part.readout_LR, landmarks))
     weight = taken(part.weight_L, landmarks)
     terms = negative_log_likelihood(logits, taken(part.event_LKB, landmarks), taken(part.mask_LKB, landmarks))
-    loss = terms @ weight / weight.sum()
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    torch.nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], gradient_norm)
-    optimizer.step()
-    return (torch.stack([loss.detach() * weight.sum(), weight.sum()]),)
+    return terms @ weight, weight.sum()
 
 
-def _mean(batch_losses: list[torch.Tensor]) -> float:
-    if not batch_losses:
-        return float("nan")
-    total, weight = torch.stack(batch_losses).sum(0).tolist()
-    return float(total / weight)
+def _mean(batch_losses: list[torch.Tensor], team: Team) -> float:
+    """NaN of none."""
+    total, weight = team.total(*torch.stack(batch_losses).double().sum(0).tolist()) if batch_losses else (float("nan"), 1.0)
+    return total / weight
 
 
 def learning_rate_share(done: float) -> float:

@@ -25,6 +25,7 @@ def answer(
     standardise, first, _, dropout, last = network.head
     assert isinstance(standardise, Standardise)
     assert isinstance(first, nn.Linear)
+    assert isinstance(dropout, nn.Dropout)
     weight = first.weight * standardise.factor
     bias = first.bias - weight @ standardise.mean
     of_hidden, of_belief, of_readout = weight.tensor_split((hidden_NH.shape[1], weight.shape[1] - readout_LR.shape[1]), dim=1)

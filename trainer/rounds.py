@@ -19,6 +19,7 @@ from model.hazards import DAY_MS
 from model.registry import Outdated, Pointer, Registry
 from trainer import evaluate, gate, tensorboard
 from trainer.challenger import Challenger, Split, train
+from trainer.distributed import ALONE, Team
 from trainer.fit import Progress, Stopped, no_progress
 from trainer.history import History
 from trainer.metrics import Metrics
@@ -27,7 +28,7 @@ from trainer.rhythms import Rhythm
 from trainer.settings import TrainerSettings
 from trainer.shards import Shards, in_memory
 
-Kind = Literal["promoted", "rejected", "published", "outdated", "waiting"]
+Kind = Literal["promoted", "rejected", "published", "outdated", "waiting", "helped"]
 
 JUDGED_EVENTS = 500_000
 """Events, of a sample of users, that the gate looks at: more users than it has questions for."""
@@ -57,11 +58,16 @@ def run_round(
     rhythm: Rhythm = "round",
     progress: Progress = no_progress,
     stopping: Callable[[], bool] = lambda: False,
+    team: Team = ALONE,
 ) -> Outcome:
-    """Train a challenger on `events` and promote it if it deserves it. Raises `fit.Stopped` when told to stop."""
+    """Train a challenger on `events` and promote it if it deserves it. Raises `fit.Stopped` when told to stop.
+
+    team: the processes that hold a round together; the first one judges and publishes.
+    """
     shards = events if isinstance(events, Shards) else in_memory(events, settings.shard_events)
+    shards = Shards(shards.part, *team.first_says(shards.extent))  # the log may have grown meanwhile
     split = split_by_time(shards, settings)
-    if lacking := shortage(shards, split, settings):
+    if lacking := team.first_says(shortage(shards, split, settings)):
         return Outcome("waiting", lacking)
     standing = registry.settle()
     champion = load_champion(registry, settings)
@@ -71,9 +77,11 @@ def run_round(
 
     learnt = shards.limited(settings.max_events)
     if rhythm == "round":
-        challenger = train(learnt, split, champion, settings, metrics, now, rng, progress, stopping)
+        challenger = train(learnt, split, champion, settings, metrics, now, rng, progress, stopping, team)
     else:
         challenger = refresh(learnt[0], split, champion, settings, metrics, now, rng, progress, stopping)
+    if not team.first:
+        return Outcome("helped", "the first process judges and publishes")
     history = shards.sample(JUDGED_EVENTS).before(split.end_ms)  # the log has grown meanwhile
     metrics.window_users.set(round(history.users * shards.events / max(len(history), 1)))
     with metrics.timed("evaluate"):

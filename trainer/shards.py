@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from model.events import stable_hash
 from model.hazards import DAY_MS
@@ -23,7 +25,7 @@ class Shards:
     """A window's events by shards. first_ms, last_ms: times of the first and the last event; events: how many there are, about.
 
     part: (i, n) to the history of the i-th of n parts of the users. of: parts that the users are dealt out to; count: shards of these that
-    are looked at, all or the first ones.
+    are looked at, all or the first ones. mine: (i, n) where this process takes the i-th of n parts of each.
     """
 
     part: Callable[[int, int], History]
@@ -32,15 +34,22 @@ class Shards:
     events: int
     of: int
     count: int
+    mine: tuple[int, int] = (0, 1)
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, number: int) -> History:
-        return self.part(number, self.of)
+        own, processes = self.mine
+        return self.part(number * processes + own, self.of * processes)
 
     def __iter__(self) -> Iterator[History]:
         return (self[number] for number in range(self.count))
+
+    @property
+    def extent(self) -> tuple[int, int, int, int, int]:
+        """All but how a part is read."""
+        return self.first_ms, self.last_ms, self.events, self.of, self.count
 
     def sample(self, at_most: int) -> History:
         """About so many events at most, of a share of the users."""
@@ -61,12 +70,13 @@ class Shards:
 
 def in_memory(history: History, shard_events: int) -> Shards:
     """A history that is in memory already: what is made of it, a hundred times as large, is made by shards."""
-    draw_U = np.array([stable_hash(u) for u in history.user_ids], np.uint32) if len(history) > shard_events else None
+
+    @cache
+    def draw_U() -> NDArray[np.uint64]:
+        return np.array([stable_hash(u) for u in history.user_ids], np.uint64)
 
     def part(number: int, of: int) -> History:
-        if draw_U is None or of == 1:
-            return history
-        return history.of_users((draw_U.astype(np.uint64) * of >> 32) == number)
+        return history if of == 1 else history.of_users((draw_U() * np.uint64(of) >> np.uint64(32)) == number)
 
     of = max(1, -(-len(history) // shard_events))
     return Shards(part, history.first_ms, history.last_ms, len(history), of, of)
