@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import pickle
 import signal
 import socket
 import subprocess
@@ -39,28 +40,33 @@ SETS = (("purchase",), ("*",))
 PROCESSES = 2
 
 
-def together(work: Callable[[Team, TrainerSettings], Any], settings: TrainerSettings) -> list[Any]:
-    """What `work` returns in each of two processes."""
+def ended(work: Callable[[Team, TrainerSettings], Any], settings: TrainerSettings) -> list[int | None]:
+    """Exit codes of two processes that do `work` as a team, and leave what it returns in files."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(PROCESSES)}
     fork = multiprocessing.get_context("fork")  # torch takes seconds to load
-    answers = fork.Queue()
 
     def run(rank: int) -> None:
         os.environ.update(place, RANK=str(rank), LOCAL_RANK=str(rank))
         torch.set_num_threads(1)
         with joined(settings) as (team, own):
-            answers.put((rank, work(team, own)))
+            told = work(team, own)
+        with open(Path(settings.registry).parent / f"rank{rank}", "wb") as file:
+            pickle.dump(told, file)
 
     processes = [fork.Process(target=run, args=(rank,)) for rank in range(PROCESSES)]
     for process in processes:
         process.start()
-    told = dict(answers.get(timeout=60) for _ in processes)
     for process in processes:
         process.join()
-        assert process.exitcode == 0
-    return [told[rank] for rank in range(PROCESSES)]
+    return [process.exitcode for process in processes]
+
+
+def together(work: Callable[[Team, TrainerSettings], Any], settings: TrainerSettings) -> list[Any]:
+    """What `work` returns in each of two processes."""
+    assert ended(work, settings) == [0] * PROCESSES
+    return [pickle.loads((Path(settings.registry).parent / f"rank{rank}").read_bytes()) for rank in range(PROCESSES)]
 
 
 def weights(network: torch.nn.Module) -> dict[str, Any]:
@@ -135,16 +141,17 @@ def test_torchrun_publishes_one_model(tmp_path: Path) -> None:
     assert len(out.splitlines()) == 1
 
 
-def test_all_processes_end_when_told_to(tmp_path: Path) -> None:
-    running = torchrun(tmp_path, epochs=100_000, patience=100_000)
-    assert running.stderr
-    said = ""
-    while "fitting on" not in said:
-        said += running.stderr.readline()
-    workers = subprocess.run(["pgrep", "-P", str(running.pid)], capture_output=True, text=True, check=True).stdout.split()
-    assert len(workers) == PROCESSES
-    os.kill(int(workers[1]), signal.SIGKILL)  # as the kernel does where memory is short
-    running.communicate(timeout=60)
-    assert running.returncode != 0
-    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
-    assert not Registry(str(tmp_path / "registry")).versions()
+def test_where_one_process_dies_the_others_end(tmp_path: Path) -> None:
+    history = shop_history(200, 30)
+    settings = quick_settings(tmp_path, device="cpu", belief_states=0)
+
+    def work(team: Team, own: TrainerSettings) -> None:
+        def dies(share: float, words: str) -> None:
+            if team.rank == 1 and words == "pass 2":
+                os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does where memory is short
+
+        with pytest.raises(RuntimeError, match=r"[Cc]onnection"):
+            train(history, split_by_time(history, settings), None, own, Metrics(), NOW, np.random.default_rng(0), dies, lambda: False, team)
+        os._exit(3)
+
+    assert ended(work, settings) == [3, -signal.SIGKILL]

@@ -144,7 +144,7 @@ from test_trainer_shards import fitted, of_log, quick_settings, torch
 
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])
-for name, shard_events in (("n", 2000), ("n", 2000), ("4n", 2000), ("4n", 10**9)):
+for name, shard_events in (("n", 1500), ("n", 1500), ("4n", 1500), ("4n", 10**9)):
     settings = quick_settings(folder, log_directory=folder / name, epochs=1, belief_steps=2, shard_events=shard_events, batch_events=256)
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     events = fitted(of_log(settings), settings).model.manifest.window.events
@@ -154,8 +154,8 @@ for name, shard_events in (("n", 2000), ("n", 2000), ("4n", 2000), ("4n", 10**9)
 
 def test_memory_is_bounded_by_the_shard_and_not_by_the_log(tmp_path: Path) -> None:
     """Peak memory of a process that trains on N events, on N again, on 4 N, and on 4 N in one shard."""
-    logged(tmp_path / "n", 600, 40)
-    logged(tmp_path / "4n", 2400, 40)
+    logged(tmp_path / "n", 400, 40)
+    logged(tmp_path / "4n", 1600, 40)
     run = [sys.executable, "-c", PEAKS, str(tmp_path)]
     told = subprocess.run(run, capture_output=True, text=True, check=True).stdout
     (few, _), (_, before_kb), (many, sharded_kb), (_, whole_kb) = (map(int, line.split()) for line in told.splitlines())
