@@ -84,7 +84,7 @@ def step(team: Team, history: History) -> dict[str, Any]:
     begins, ends = history.first[:-1][:31], history.first[1:][:31]
     batch = pack(begins[team.rank :: team.size], ends[team.rank :: team.size], moments.event, first)
     with standardised(network, material.readout_LR):
-        _step(network, part_of(material, lambda _: None), batch, torch.optim.SGD(network.parameters(), lr=0.1), 1e9, team)
+        _step(network, part_of(material, lambda _: None), batch, torch.optim.SGD(network.parameters(), lr=0.1), 1e9, team=team)
     return weights(network)
 
 

@@ -213,6 +213,16 @@ def test_heads_in_training_say_what_the_network_says(material: tuple[Material, M
             assert torch.allclose(a, b, atol=1e-3, rtol=1e-3)
 
 
+def test_mixed_precision_fits_the_same(material: tuple[Material, Material], tmp_path: Path) -> None:
+    losses = {}
+    for mixed in ("off", "on"):
+        settings = quick_settings(tmp_path, epochs=2, belief_steps=5, mixed_precision=mixed, device="cpu")
+        torch.manual_seed(0)
+        losses[mixed] = fit(Network(Shape(hidden=16, head=16, belief=4)), *material, settings, warm=False).losses
+    assert losses["on"] != losses["off"]
+    assert losses["on"][1:] == pytest.approx(losses["off"][1:], rel=0.01)
+
+
 def test_units_are_dropped_by_chance_and_keep_their_mean() -> None:
     torch.manual_seed(0)
     units = torch.ones(1000, 101)

@@ -133,7 +133,7 @@ def _fit(
             done = done_before + share * i / len(packer)
             for group in optimizer.param_groups:
                 group["lr"] = peak * learning_rate_share(done)
-            batch_losses.extend(_step(network, part, batch, optimizer, settings.gradient_norm, team))
+            batch_losses.extend(_step(network, part, batch, optimizer, settings.gradient_norm, settings.mixed, team))
             events += len(batch.events)
             progress(done, f"pass {epoch + 1}")
         return events
@@ -218,7 +218,13 @@ def streams_of(material: Material) -> Streams:
 
 
 def _step(
-    network: Network, part: Part, batch: Batch, optimizer: torch.optim.Optimizer, gradient_norm: float, team: Team = ALONE
+    network: Network,
+    part: Part,
+    batch: Batch,
+    optimizer: torch.optim.Optimizer,
+    gradient_norm: float,
+    mixed: bool = False,
+    team: Team = ALONE,
 ) -> tuple[torch.Tensor, ...]:
     """(the batch's loss times its weight, its weight) in one tensor, left on its device; () of a batch that asks nothing."""
     if not len(batch.landmarks) and team.size == 1:
@@ -227,7 +233,7 @@ def _step(
     optimizer.zero_grad(set_to_none=True)
     loss = weight = torch.zeros((), device=network.device)
     if len(batch.landmarks):
-        loss, weight = _loss(network, part, batch)
+        loss, weight = _loss(network, part, batch, mixed)
         (loss / weight).backward()  # type: ignore[no-untyped-call]
     team.average_gradients(parameters, weight)
     torch.nn.utils.clip_grad_norm_(parameters, gradient_norm)
@@ -235,7 +241,7 @@ def _step(
     return (torch.stack([loss.detach(), weight]),)
 
 
-def _loss(network: Network, part: Part, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+def _loss(network: Network, part: Part, batch: Batch, mixed: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Of a batch: the sum of its moments' losses, each times its weight, and the sum of the weights."""
     device = network.device
     landmarks, events, place = (torch.from_numpy(rows) for rows in (batch.landmarks, batch.events, batch.place))
@@ -246,7 +252,7 @@ def _loss(network: Network, part: Part, batch: Batch) -> tuple[torch.Tensor, tor
     inputs = network.encoder.inputs(*(taken(c, events) for c in (part.slot_E, part.item_E, part.category_E, part.numeric_EM)))
     hidden_NH = hidden_states(network.encoder, inputs, batch.sizes.tolist())
     believed_LS = None if part.believed_LS is None else taken(part.believed_LS, landmarks)
-    logits = answer(network, hidden_NH, place.to(device), believed_LS, taken(part.readout_LR, landmarks))
+    logits = answer(network, hidden_NH, place.to(device), believed_LS, taken(part.readout_LR, landmarks), mixed)
     weight = taken(part.weight_L, landmarks)
     terms = negative_log_likelihood(logits, taken(part.event_LKB, landmarks), taken(part.mask_LKB, landmarks))
     return terms @ weight, weight.sum()

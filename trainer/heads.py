@@ -19,9 +19,18 @@ from trainer.standard import Standardise
 
 
 def answer(
-    network: Network, hidden_NH: torch.Tensor, place_L: torch.Tensor, believed_LS: torch.Tensor | None, readout_LR: torch.Tensor
+    network: Network,
+    hidden_NH: torch.Tensor,
+    place_L: torch.Tensor,
+    believed_LS: torch.Tensor | None,
+    readout_LR: torch.Tensor,
+    mixed: bool = False,
 ) -> torch.Tensor:
-    """(L, K, B) hazard logits at moments after the events at `place_L`. The network's head must be standardised (`trainer.standard`)."""
+    """(L, K, B) hazard logits at moments after the events at `place_L`. The network's head must be standardised (`trainer.standard`).
+
+    mixed: multiply in bfloat16. Weights, what follows from the belief, and the sum of logits stay float32, as do the recurrent units: cuDNN
+    would take them in float16, which needs its losses scaled.
+    """
     standardise, first, _, dropout, last = network.head
     assert isinstance(standardise, Standardise)
     assert isinstance(first, nn.Linear)
@@ -29,14 +38,13 @@ def answer(
     weight = first.weight * standardise.factor
     bias = first.bias - weight @ standardise.mean
     of_hidden, of_belief, of_readout = weight.tensor_split((hidden_NH.shape[1], weight.shape[1] - readout_LR.shape[1]), dim=1)
-    units_LU = (hidden_NH @ of_hidden.t()).index_select(0, place_L) + torch.addmm(bias, readout_LR, of_readout.t())
-    if believed_LS is not None:
-        base_LX = network.base(believed_LS)
-        units_LU = units_LU + torch.cat([believed_LS.sqrt(), base_LX / 5], 1) @ of_belief.t()
-    out: torch.Tensor = last(dropped(torch.relu(units_LU), dropout.p if dropout.training else 0.0))
-    if believed_LS is not None:
-        out = out + base_LX
-    return out.view(-1, network.shape.sets, network.shape.bins)
+    base_LX = None if believed_LS is None else network.base(believed_LS)
+    with torch.autocast(hidden_NH.device.type, torch.bfloat16, enabled=mixed):
+        units_LU = (hidden_NH @ of_hidden.t()).index_select(0, place_L) + torch.addmm(bias, readout_LR, of_readout.t())
+        if believed_LS is not None and base_LX is not None:
+            units_LU = units_LU + torch.cat([believed_LS.sqrt(), base_LX / 5], 1) @ of_belief.t()
+        out: torch.Tensor = last(dropped(torch.relu(units_LU), dropout.p if dropout.training else 0.0)).float()
+    return (out if base_LX is None else out + base_LX).view(-1, network.shape.sets, network.shape.bins)
 
 
 def dropped(units: torch.Tensor, share: float) -> torch.Tensor:
