@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         "training", formatter_class=raw, description=training.__doc__, help="events a second of the trainer's fitting"
     )
     fit.add_argument("--events", type=int, default=1_500_000, help="of the simulated shop, about (default %(default)s)")
-    fit.add_argument("--seconds", type=float, default=20, help="that each plain loop is measured for (default %(default)s)")
+    fit.add_argument("--seconds", type=float, default=10, help="of CPU time that each plain loop is measured for (default %(default)s)")
     fit.add_argument("--epochs", type=int, help="passes at most (default: the trainer's)")
     fit.add_argument("--threads", type=int, help="torch threads, 0 for all cores (default: the trainer's)")
     fit.add_argument("--seed", type=int, default=0, help="of the shop and the fitting (default %(default)s)")

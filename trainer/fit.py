@@ -118,7 +118,7 @@ def _fit(
     batch_events = max(1, min(settings.batch_events, max(int(asked_in_all) // LEAST_BATCHES, 64)) // team.size)
 
     def over_budget() -> bool:
-        return team.first_says(clock() - begin > settings.round_budget_seconds)
+        return bool(team.most(clock() - begin > settings.round_budget_seconds))
 
     def train_on(part: Part, done_before: float, share: float) -> int:
         """A pass over one part, `share` of the fitting. Returns how many events that was."""

@@ -91,7 +91,7 @@ def run_round(
     outcome = conclude(challenger, decision, standing, registry, settings, metrics, now=now, by=by, promote=promote)
     if settings.report:
         with metrics.timed("report"):
-            report_on(history, split, challenger, champion, registry, settings, outcome.kind, outcome.reason)
+            report_on(history, split, challenger, champion, registry, settings, outcome.kind, outcome.reason, shards.events)
     registry.prune(settings.keep_versions)
     return outcome
 
@@ -140,13 +140,14 @@ def report_on(
     settings: TrainerSettings,
     kind: str,
     reason: str,
+    events: int,
 ) -> None:
     """Put the report beside the version. The model is judged and published by now: what goes wrong here is said, and costs nothing else."""
     version = challenger.model.manifest.version
     try:
         from trainer import report  # matplotlib takes half a second to load, and nobody else needs it
 
-        about = report.about_round(history, split, challenger, champion, settings, kind, reason)
+        about = report.about_round(history, split, challenger, champion, settings, kind, reason, events)
         registry.attach(version, "report.json", report.to_json(about).encode())
         where = registry.attach(version, "report.html", report.to_html(about).encode())
         logger.info("report: %s", where)
