@@ -32,7 +32,7 @@ from trainer.batches import chunks
 from trainer.challenger import grid
 from trainer.dataset import choose_vocabulary, fit_scaling, landmarks, scheduled, together
 from trainer.fit import fit
-from trainer.history import from_table
+from trainer.history import History, from_table
 from trainer.material import Material, negative_log_likelihood, prepare
 from trainer.offline import fit_model
 from trainer.settings import TrainerSettings
