@@ -1,26 +1,25 @@
 """The training material by shards: each prepared once, kept on disk where there are several, and in memory only while it trains.
 
-Preparing a shard takes as long as a pass over it, and reading it back a twentieth of that. What is kept is the columns of a `Part` one
-after the other in a file without a name: it is gone with the program, however that ends. Where the disk is full, shards are prepared anew
-in each pass.
+Preparing a shard takes about as long as a pass over it; reading it back is a copy. What is kept is the columns of a `Part` one after the
+other in a file without a name: it is gone with the program, however that ends. Where the disk is full, shards are prepared anew in each
+pass.
 """
 
 from __future__ import annotations
 
 import logging
-import mmap
+import math
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import IO, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from trainer.material import Material
-
-ALIGNED = 64
-"""Bytes at whose multiples a column begins."""
 
 Believe = Callable[[Material], torch.Tensor | None]
 """(L, S) what the fitted belief cell believes at each moment of some material; None without a belief cell."""
@@ -110,7 +109,7 @@ def kept(part: Part) -> Callable[[], Part]:
     """What reads the part back from disk. Raises OSError where it cannot be written."""
     file = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as what reads it
     try:
-        places = [(f.name, _write(file, column)) for f in fields(part) if (column := getattr(part, f.name)) is not None]
+        places = [(f.name, _write(file, column.numpy())) for f in fields(part) if (column := getattr(part, f.name)) is not None]
         file.flush()
     except OSError:
         with suppress(OSError):  # what it still holds has no place, either
@@ -118,24 +117,20 @@ def kept(part: Part) -> Callable[[], Part]:
         raise
 
     def load() -> Part:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        mapped.madvise(mmap.MADV_WILLNEED)  # batches take its rows in random order
-        columns: dict[str, Any] = {name: _read(mapped, *place) for name, place in places}
+        columns: dict[str, Any] = {name: _read(file, *place) for name, place in places}
         return Part(**{"believed_LS": None, **columns})
 
     return load
 
 
-def _write(file: IO[bytes], column: torch.Tensor) -> tuple[torch.dtype, torch.Size, int]:
+def _write(file: IO[bytes], column: NDArray[Any]) -> tuple[np.dtype[Any], tuple[int, ...], int]:
     """Append a column; its type, its shape, and where it begins."""
-    file.write(bytes(-file.tell() % ALIGNED))
     begin = file.tell()
-    if column.numel():
-        file.write(column.contiguous().numpy().data.cast("B"))
+    if column.size:
+        file.write(np.ascontiguousarray(column).data.cast("B"))
     return column.dtype, column.shape, begin
 
 
-def _read(mapped: mmap.mmap, dtype: torch.dtype, shape: torch.Size, begin: int) -> torch.Tensor:
-    if not shape.numel():
-        return torch.empty(shape, dtype=dtype)
-    return torch.frombuffer(mapped, dtype=dtype, count=shape.numel(), offset=begin).view(shape)
+def _read(file: IO[bytes], dtype: np.dtype[Any], shape: tuple[int, ...], begin: int) -> torch.Tensor:
+    file.seek(begin)
+    return torch.from_numpy(np.fromfile(file, dtype, math.prod(shape)).reshape(shape))
