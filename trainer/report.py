@@ -59,10 +59,20 @@ class _Windows:
 
 
 def about_round(
-    history: History, split: Split, challenger: Challenger, champion: Model | None, settings: TrainerSettings, kind: str, reason: str
+    history: History,
+    split: Split,
+    challenger: Challenger,
+    champion: Model | None,
+    settings: TrainerSettings,
+    kind: str,
+    reason: str,
+    events: int = 0,
 ) -> Report:
-    """The report of a round: judged on the test window, beside the champion. kind, reason: what became of the challenger, and why."""
+    """The report of a round: judged on the test window, beside the champion. kind, reason: what became of the challenger, and why.
+    events: how many there are, where `history` is a sample of the users."""
     notes = ["Judged on the test window, of which the fitting saw nothing."]
+    if events > len(history):
+        notes.append(f"The data below are a sample of the users, with {len(history):,} of about {events:,} events.")
     if champion and champion.manifest.window.end_ms > split.test_ms:
         notes.append("The champion had seen part of it, which favours the champion.")
     windows = _Windows(split.begin_ms, split.test_ms, split.end_ms)

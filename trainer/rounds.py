@@ -6,7 +6,7 @@ A refresh is a round that fits the champion's heads alone (`trainer.refresh`): t
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,14 +19,19 @@ from model.hazards import DAY_MS
 from model.registry import Outdated, Pointer, Registry
 from trainer import evaluate, gate, tensorboard
 from trainer.challenger import Challenger, Split, train
+from trainer.distributed import ALONE, Team
 from trainer.fit import Progress, Stopped, no_progress
-from trainer.history import History, sample_users
+from trainer.history import History
 from trainer.metrics import Metrics
 from trainer.refresh import obstacle, refresh
 from trainer.rhythms import Rhythm
 from trainer.settings import TrainerSettings
+from trainer.shards import Shards, in_memory
 
-Kind = Literal["promoted", "rejected", "published", "outdated", "waiting"]
+Kind = Literal["promoted", "rejected", "published", "outdated", "waiting", "helped"]
+
+JUDGED_EVENTS = 500_000
+"""Events, of a sample of users, that the gate looks at: more users than it has questions for."""
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +47,7 @@ class Outcome:
 
 
 def run_round(
-    history: History,
+    events: History | Shards,
     registry: Registry,
     settings: TrainerSettings,
     metrics: Metrics,
@@ -53,11 +58,16 @@ def run_round(
     rhythm: Rhythm = "round",
     progress: Progress = no_progress,
     stopping: Callable[[], bool] = lambda: False,
+    team: Team = ALONE,
 ) -> Outcome:
-    """Train a challenger on `history` and promote it if it deserves it. Raises `fit.Stopped` when told to stop."""
-    split = split_by_time(history, settings)
-    history = history.before(split.end_ms)
-    if lacking := shortage(history, split, settings):
+    """Train a challenger on `events` and promote it if it deserves it. Raises `fit.Stopped` when told to stop.
+
+    team: the processes that hold a round together; the first one judges and publishes.
+    """
+    shards = events if isinstance(events, Shards) else in_memory(events, settings.shard_events)
+    shards = Shards(shards.part, *team.first_says(shards.extent))  # the log may have grown meanwhile
+    split = split_by_time(shards, settings)
+    if lacking := team.first_says(shortage(shards, split, settings)):
         return Outcome("waiting", lacking)
     standing = registry.settle()
     champion = load_champion(registry, settings)
@@ -65,8 +75,15 @@ def run_round(
         return Outcome("waiting", reason)
     rng = np.random.default_rng(settings.seed)
 
-    fit = train if rhythm == "round" else refresh
-    challenger = fit(sample_users(history, settings.max_events), split, champion, settings, metrics, now, rng, progress, stopping)
+    learnt = shards.limited(settings.max_events)
+    if rhythm == "round":
+        challenger = train(learnt, split, champion, settings, metrics, now, rng, progress, stopping, team)
+    else:
+        challenger = refresh(learnt[0], split, champion, settings, metrics, now, rng, progress, stopping)
+    if not team.first:
+        return Outcome("helped", "the first process judges and publishes")
+    history = shards.sample(JUDGED_EVENTS).before(split.end_ms)  # the log has grown meanwhile
+    metrics.window_users.set(round(history.users * shards.events / max(len(history), 1)))
     with metrics.timed("evaluate"):
         decision = examine(history, split, challenger, champion, settings, metrics, rng)
     if stopping():
@@ -74,7 +91,7 @@ def run_round(
     outcome = conclude(challenger, decision, standing, registry, settings, metrics, now=now, by=by, promote=promote)
     if settings.report:
         with metrics.timed("report"):
-            report_on(history, split, challenger, champion, registry, settings, outcome.kind, outcome.reason)
+            report_on(history, split, challenger, champion, registry, settings, outcome.kind, outcome.reason, shards.events)
     registry.prune(settings.keep_versions)
     return outcome
 
@@ -123,13 +140,14 @@ def report_on(
     settings: TrainerSettings,
     kind: str,
     reason: str,
+    events: int,
 ) -> None:
     """Put the report beside the version. The model is judged and published by now: what goes wrong here is said, and costs nothing else."""
     version = challenger.model.manifest.version
     try:
         from trainer import report  # matplotlib takes half a second to load, and nobody else needs it
 
-        about = report.about_round(history, split, challenger, champion, settings, kind, reason)
+        about = report.about_round(history, split, challenger, champion, settings, kind, reason, events)
         registry.attach(version, "report.json", report.to_json(about).encode())
         where = registry.attach(version, "report.html", report.to_html(about).encode())
         logger.info("report: %s", where)
@@ -139,19 +157,23 @@ def report_on(
         logger.exception("there is no whole report of %s", version)
 
 
-def split_by_time(history: History, settings: TrainerSettings) -> Split:
+def split_by_time(events: History | Shards, settings: TrainerSettings) -> Split:
     """The window ends with the newest event, whatever the wall clock says: replayed and simulated time train alike."""
-    end_ms = int(history.time_ms.max(initial=0)) + 1
-    begin_ms = max(int(history.time_ms.min(initial=end_ms)), end_ms - int(settings.window_days * DAY_MS))
+    end_ms = events.last_ms + 1
+    begin_ms = max(events.first_ms, end_ms - int(settings.window_days * DAY_MS))
     span_ms = end_ms - begin_ms
     test_ms = end_ms - int(span_ms * settings.test_share)
     return Split(begin_ms, test_ms - int(span_ms * settings.validation_share), test_ms, end_ms)
 
 
-def shortage(history: History, split: Split, settings: TrainerSettings) -> str:
-    """What a round still waits for, or "" where it can begin."""
-    inside = history.time_ms >= split.begin_ms
-    users, events = len(np.unique(history.user[inside])), int(inside.sum())
+def shortage(parts: Iterable[History], split: Split, settings: TrainerSettings) -> str:
+    """What a round still waits for, or "" where it can begin. parts: the events, users by users; no more are looked at than it takes."""
+    users, events = 0, 0
+    for history in parts:
+        inside = history.time_ms >= split.begin_ms
+        users, events = users + len(np.unique(history.user[inside])), events + int(inside.sum())
+        if users >= settings.min_users and events >= settings.min_events:
+            break
     days = (split.end_ms - split.begin_ms) / DAY_MS
     lacking = [
         text

@@ -33,7 +33,14 @@ class TrainerSettings(Settings):
     min_events: int = Field(10_000, gt=0, description="events in the window that a round waits for")
     min_days: float = Field(14, gt=0, description="days between the first and the last event that a round waits for")
     max_events: int = Field(
-        500_000, gt=0, description="events that a round trains on at most (1 kB of memory each); more: a sample of users"
+        2_000_000,
+        gt=0,
+        description="events that a round trains on at most, a limit of its time and not of its memory; more: a sample of users",
+    )
+    shard_events: int = Field(
+        250_000,
+        gt=0,
+        description="events that are in memory at once while training (4 kB each); more are prepared and kept on disk by shards",
     )
     validation_share: float = Field(0.1, gt=0, lt=0.5, description="share of the window's days, after training, that stops the fitting")
     test_share: float = Field(0.2, gt=0, lt=0.5, description="share of the window's days, the newest, on which the gate decides")
@@ -64,6 +71,10 @@ class TrainerSettings(Settings):
     dropout: float = Field(0.2, ge=0, lt=1, description="share of units dropped in training")
     seed: int = Field(0, description="of every random choice in a round")
     device: str = Field("auto", description="where to fit: cpu, cuda, cuda:1; auto takes a GPU if there is one")
+    mixed_precision: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="multiply in bfloat16 in the heads while fitting; auto: on a GPU (not measured there); pays on a CPU with AVX512-BF16",
+    )
     threads: int = Field(1, ge=0, description="CPU threads of the fitting; 0 takes all cores")
     nice: int = Field(5, ge=0, le=19, description="how far the trainer steps back from other processes for the CPU (os.nice)")
 
@@ -103,3 +114,8 @@ class TrainerSettings(Settings):
         import torch
 
         return "cuda" if torch.cuda.is_available() else "cpu"
+
+    @property
+    def mixed(self) -> bool:
+        """Whether to fit in mixed precision."""
+        return self.mixed_precision == "on" or (self.mixed_precision == "auto" and self.resolved_device.startswith("cuda"))
