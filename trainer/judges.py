@@ -1,0 +1,48 @@
+"""Who is learnt from and who judges: users drawn by a hash of their id, the same in every round whatever has come.
+
+A change of behaviour shows in the newest events first. A refresh has to learn from them, and the gate has to judge on moments that no
+model has learnt from. Both are possible of different users: the learners' events count up to the newest, the judges' only up to where the
+encoder's training ended. A few more, the stoppers, say when the fitting has done enough, and are not learnt from either.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.artifact import Model, Window
+from model.events import stable_hash
+from trainer.history import History
+from trainer.settings import TrainerSettings
+
+
+class Role(IntEnum):
+    """What a user is for."""
+
+    judge = 0
+    stopper = 1
+    learner = 2
+
+
+def of_role(history: History, settings: TrainerSettings, role: Role) -> History:
+    """The history of the users of one role."""
+    return history.of_users(roles(history.user_ids, settings) == role)
+
+
+def roles(user_ids: list[str], settings: TrainerSettings) -> NDArray[np.int64]:
+    """(U,) the users' roles. A larger share of judges only adds to them."""
+    draw_U = np.array([stable_hash(f"role/{u}") for u in user_ids], np.uint32) / 2.0**32
+    bounds = np.cumsum([settings.judge_share, settings.validation_share])
+    return np.searchsorted(bounds, draw_U, side="right")
+
+
+def refreshed(model: Model) -> bool:
+    """Whether its heads have learnt from newer events than its encoder, but for the judges'."""
+    return model.manifest.window.judges_end_ms is not None
+
+
+def unseen_from(window: Window) -> int:
+    """The moment from which on the model has learnt nothing of the judges."""
+    return window.end_ms if window.judges_end_ms is None else window.judges_end_ms
