@@ -1,8 +1,8 @@
 """Who is learnt from and who judges: users drawn by a hash of their id, the same in every round whatever has come.
 
 A change of behaviour shows in the newest events first. A refresh has to learn from them, and the gate has to judge on moments that no
-model has learnt from. Both are possible of different users: the learners' events count up to the newest, the judges' only up to where the
-encoder's training ended. A few more, the stoppers, say when the fitting has done enough, and are not learnt from either.
+model has learnt from. Both are possible of different users: the judges' events are learnt from only as far as the encoder's training went,
+all others' up to the newest. Some of these, the stoppers, say when a fitting of the weights has done enough.
 """
 
 from __future__ import annotations
