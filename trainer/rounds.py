@@ -8,6 +8,7 @@ ends with a refresh of its own. What a refreshed model has not learnt from is th
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -39,6 +40,7 @@ class Outcome:
     """What came of a round. `reason` is one sentence for people.
 
     learnt_until_ms: where the events end that it was held to learn from: a round for the encoder, a refresh for the heads.
+    ended_at: when the version was promoted, or was not, in epoch seconds.
     """
 
     kind: Kind
@@ -46,6 +48,7 @@ class Outcome:
     version: str | None = None
     figures: dict[str, Any] | None = None
     learnt_until_ms: int | None = None
+    ended_at: float | None = None
 
 
 def run_round(
@@ -60,6 +63,7 @@ def run_round(
     rhythm: Rhythm = "round",
     progress: Progress = no_progress,
     stopping: Callable[[], bool] = lambda: False,
+    clock: Callable[[], float] = time.time,
 ) -> Outcome:
     """Train a challenger on `history` and promote it if it deserves it. Raises `fit.Stopped` when told to stop."""
     split = split_by_time(history, settings)
@@ -86,12 +90,13 @@ def run_round(
     if stopping():
         raise Stopped
     outcome = conclude(challenger, decision, standing, registry, settings, metrics, now=now, by=by, promote=promote)
+    ended_at = clock()
     if settings.report:
         with metrics.timed("report"):
             report_on(history, split, challenger, champion, registry, settings, outcome.kind, outcome.reason)
     registry.prune(settings.keep_versions)
     window = challenger.model.manifest.window
-    return replace(outcome, learnt_until_ms=unseen_from(window) if rhythm == "round" else window.end_ms)
+    return replace(outcome, learnt_until_ms=unseen_from(window) if rhythm == "round" else window.end_ms, ended_at=ended_at)
 
 
 def conclude(
