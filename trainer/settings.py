@@ -39,7 +39,7 @@ class TrainerSettings(Settings):
     test_share: float = Field(0.2, gt=0, lt=0.5, description="share of the window's days, the newest, on which the gate decides")
 
     judge_share: float = Field(
-        0.25,
+        0.3,
         gt=0,
         lt=0.5,
         description="share of the users, by a hash of their id, from whom no refresh learns: the gate judges on them",
