@@ -28,7 +28,7 @@ def _one_thread() -> None:
 
 
 def hold(folder: Path, history: History, rhythm: Any, hour: int, **changes: Any) -> Outcome:
-    settings = quick_settings(folder, **{"gate_max_ece": 0.5, **changes})
+    settings = quick_settings(folder, **{"gate_max_ece": 0.5, "gate_min_outcomes": 15, **changes})
     return run_round(history, Registry(settings.registry), settings, Metrics(), now=NOW + timedelta(hours=hour), rhythm=rhythm)
 
 

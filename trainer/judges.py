@@ -8,12 +8,12 @@ all others' up to the newest. Some of these, the stoppers, say when a fitting of
 from __future__ import annotations
 
 from enum import IntEnum
+from hashlib import blake2b
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.artifact import Model, Window
-from model.events import stable_hash
 from trainer.history import History
 from trainer.settings import TrainerSettings
 
@@ -33,7 +33,9 @@ def of_role(history: History, settings: TrainerSettings, role: Role) -> History:
 
 def roles(user_ids: list[str], settings: TrainerSettings) -> NDArray[np.int64]:
     """(U,) the users' roles. A larger share of judges only adds to them."""
-    draw_U = np.array([stable_hash(f"role/{u}") for u in user_ids], np.uint32) / 2.0**32
+    # Not `stable_hash`: a CRC's values with two prefixes go together, and samples of users (`history.sample_users`) are drawn by one.
+    digests = b"".join(blake2b(u.encode(), digest_size=4).digest() for u in user_ids)
+    draw_U = np.frombuffer(digests, "<u4") / 2.0**32
     bounds = np.cumsum([settings.judge_share, settings.validation_share])
     return np.searchsorted(bounds, draw_U, side="right")
 
