@@ -18,7 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
     raw = argparse.RawDescriptionHelpFormatter
     for name, of, text in (
         ("gate", gate, "sabotaged and better challengers before the trainer's gate"),
-        ("drift", drift, "how the promoted model recovers when behaviour changes"),
+        ("drift", drift, "how soon the running service follows when behaviour changes"),
     ):
         commands.add_parser(name, help=text, add_help=False)
         if arguments[:1] == [name]:

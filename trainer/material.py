@@ -78,13 +78,11 @@ def loss_of(network: Network, material: Material) -> NDArray[np.float32]:
     return head_losses(network, material, hidden_along(network, material.steps, material.history))
 
 
-def head_losses(network: Network, material: Material, hidden_EH: torch.Tensor) -> NDArray[np.float32]:
-    """(L,) as `loss_of`, where the hidden states are known already."""
-    parts = [np.zeros(0, np.float32)]
+def head_losses(network: Network, material: Material, hidden_EH: torch.Tensor, rows: torch.Tensor | None = None) -> NDArray[np.float32]:
+    """(N,) as `loss_of`, where the hidden states are known already, of some landmarks or, by default, all."""
+    rows = torch.arange(len(material.moments)) if rows is None else rows
     with torch.inference_mode():
-        for i in range(0, len(material.moments), BLOCK):
-            rows = torch.arange(i, min(i + BLOCK, len(material.moments)))
-            parts.append(head_terms(network, material, hidden_EH, rows).cpu().numpy())
+        parts = [head_terms(network, material, hidden_EH, some).cpu().numpy() for some in rows.split(BLOCK)]  # type: ignore[no-untyped-call]
     return np.concatenate(parts)
 
 

@@ -61,7 +61,7 @@ class Metrics:
         self.rejections = counter("rejections", "Models that the gate rejected")
         self.event_to_promotion = gauge(
             "event_to_promotion_seconds",
-            "From the newest event in the window to the promotion, last time, by rhythm: round, refresh",
+            "From the arrival of the newest event learnt from to the promotion, last time: of an encoder (round), of heads (refresh)",
             "rhythm",
         )
         self.last_promotion = gauge("last_promotion_timestamp_seconds", "When `current` was last moved by this trainer")

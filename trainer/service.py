@@ -136,7 +136,11 @@ class Service:
             metrics.training.set(0)
         metrics.rounds.labels(outcome.kind, rhythm).inc()
         if outcome.kind == "promoted":
-            metrics.event_to_promotion.labels(rhythm).set(time.time() - shards.last_ms / 1000)
+            assert outcome.learnt_until_ms is not None
+            assert outcome.ended_at is not None
+            arrived_ms = self._collector.arrivals.newest_before(outcome.learnt_until_ms)
+            if arrived_ms is not None:  # else it came before this program did
+                metrics.event_to_promotion.labels(rhythm).set(outcome.ended_at - arrived_ms / 1000)
         if outcome.kind != "waiting":
             self._say(f"{outcome.kind} {outcome.version}{' (heads)' if rhythm == 'refresh' else ''}: {outcome.reason}")
         return outcome.kind, outcome.reason

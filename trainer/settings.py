@@ -45,6 +45,13 @@ class TrainerSettings(Settings):
     validation_share: float = Field(0.1, gt=0, lt=0.5, description="share of the window's days, after training, that stops the fitting")
     test_share: float = Field(0.2, gt=0, lt=0.5, description="share of the window's days, the newest, on which the gate decides")
 
+    judge_share: float = Field(
+        0.3,
+        gt=0,
+        lt=0.5,
+        description="share of the users, by a hash of their id, from whom no refresh learns: the gate judges on them",
+    )
+
     round_interval_seconds: float = Field(3600, gt=0, description="seconds from the start of one round to the start of the next")
     refresh_interval_seconds: float = Field(
         600, ge=0, description="seconds from a round or refresh to the next refresh, which fits the heads alone; 0 switches refreshes off"
