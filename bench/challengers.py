@@ -41,7 +41,7 @@ WORTH = {"page_view": 1.0, "search": 4.0, "product_view": 10.0, "add_to_cart": 1
 
 @dataclass(frozen=True)
 class Size:
-    """users: in a shop. epochs: of a good model. hidden: its units. states, steps: of its belief cell, and of that one's fitting."""
+    """users: in a shop; half of them train. epochs: of a good model. hidden: its units. states: of its belief cell; steps: that fit it."""
 
     users: int
     epochs: int
@@ -85,7 +85,10 @@ def known_shop(seed: int, users: int, days: float, drift: Drift | None, *, told_
 
 
 class Shop:
-    """One simulated shop: its events as the trainer reads them, and the filter that knows its law. cell: its models have a belief cell."""
+    """One simulated shop: its events as the trainer reads them, and the filter that knows its law. cell: its models have a belief cell.
+
+    As in a round of a large log, models are fitted on a sample of the users, and judged by all of them.
+    """
 
     def __init__(self, seed: int, size: Size, *, cell: bool, drifts: bool = False, told_by_value: bool = False) -> None:
         drift = Drift(START_MS + DRIFT_DAY * DAY_MS, shop_law(PROMOTION)) if drifts else None
@@ -111,13 +114,13 @@ class Shop:
         """A model by the trainer's own code, on all of the window but the test part, or on what is given instead."""
         settings = self.settings.model_copy(update=changes)
         rng = np.random.default_rng(settings.seed)
-        known, window = history or self.history, split or self.split
+        known, window = history or self.sample, split or self.split
         return train(known, window, champion, settings, Metrics(), NOW, rng, no_progress, stopping=lambda: False)
 
     def refreshed(self, champion: Challenger, history: History | None = None) -> Challenger:
         """The champion with new heads, by the trainer's own refresh."""
         rng = np.random.default_rng(self.settings.seed)
-        known = history or self.history
+        known = history or self.sample
         return refresh(known, self.split, champion.model, self.settings, Metrics(), NOW, rng, no_progress, stopping=lambda: False)
 
     def until(self, day: float) -> Split:
@@ -128,6 +131,11 @@ class Shop:
     def share(self, share: float) -> History:
         """The history of some of the users."""
         return self.history.of_users(np.random.default_rng(0).random(self.history.users) < share)
+
+    @cached_property
+    def sample(self) -> History:
+        """What a good model is fitted on."""
+        return self.share(0.5)
 
     @cached_property
     def good(self) -> Challenger:
@@ -164,7 +172,7 @@ def better(seed: int, size: Size, *, cell: bool) -> Iterator[Bout]:
     """Five challengers that are truly better: more users, longer training, a longer window, and a drift followed by the whole model,
     warm-started as a round does it, and by the heads alone."""
     shop = Shop(seed, size, cell=cell)
-    yield Bout("more users", shop, shop.good, shop.fitted(shop.share(0.08)))
+    yield Bout("more users", shop, shop.good, shop.fitted(shop.share(0.04)))
     yield Bout("longer training", shop, shop.good, shop.fitted(epochs=1, learning_rate=5e-4, belief_steps=10))
     yield Bout("a longer window", shop, shop.good, shop.fitted(split=shop.until(8)))
     drifted = Shop(seed + 1000, size, cell=cell, drifts=True)

@@ -26,8 +26,8 @@ from bench.sabotages import sabotaged
 from trainer.metrics import Metrics
 from trainer.rounds import examine
 
-FULL = Size(users=1500, epochs=6, hidden=24, states=8, steps=200)
-QUICK = Size(users=700, epochs=5, hidden=16, states=6, steps=80)
+FULL = Size(users=3000, epochs=6, hidden=24, states=8, steps=200)
+QUICK = Size(users=1400, epochs=5, hidden=16, states=6, steps=80)
 LEAST_SHARE = 0.9
 
 

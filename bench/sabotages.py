@@ -42,30 +42,30 @@ def sabotaged(seed: int, size: Size, *, cell: bool, names: tuple[str, ...] | Non
 
 def _permuted_types(shop: Shop) -> History:
     """Types permuted over all events: what is learned of purchases has nothing to do with their users."""
-    history = shop.history
+    history = shop.sample
     return replace(history, type_hash=history.type_hash[np.random.default_rng(1).permutation(len(history))])
 
 
 def _backwards(shop: Shop) -> History:
     """Each user's events before the test window in the opposite order."""
-    known = shop.history.before(shop.split.test_ms)
+    known = shop.sample.before(shop.split.test_ms)
     mirrored = np.lexsort((-np.arange(len(known)), known.user))
     columns = {name: getattr(known, name)[mirrored] for name in ("type_hash", "item_hash", "category_hash", "session_hash", "value")}
     return replace(known, time_ms=shop.split.begin_ms + shop.split.test_ms - known.time_ms[mirrored], **columns)
 
 
 def _told_ahead(shop: Shop) -> History:
-    """Each event's value says whether a purchase follows within a week: known in a file made afterwards, and not when it is asked."""
-    history = shop.history
+    """Values that were filled in afterwards, where a purchase followed within a week, and nowhere else."""
+    history = shop.sample
     follows = occurred(history, ("purchase",), history.user, history.time_ms + 1, 7 * DAY_MS)
-    return replace(history, value=np.where(follows, 1000, 1).astype(np.float32))
+    return replace(history, value=np.where(follows, np.nan_to_num(history.value, nan=30), np.nan).astype(np.float32))
 
 
 def _tests_known(shop: Shop) -> Challenger:
     """Fitted on the test window itself, and on few users, until it knew them by heart."""
     end_ms = shop.split.end_ms
     split = Split(shop.split.test_ms, end_ms - DAY_MS // 2, end_ms, end_ms)
-    return shop.fitted(shop.share(0.1), split, epochs=30, patience=30, dropout=0.0, weight_decay=0.0, learning_rate=1e-2)
+    return shop.fitted(shop.share(0.05), split, epochs=30, patience=30, dropout=0.0, weight_decay=0.0, learning_rate=1e-2)
 
 
 def _hours_for_days(shop: Shop) -> Challenger:
@@ -75,7 +75,7 @@ def _hours_for_days(shop: Shop) -> Challenger:
         return START_MS + (time_ms - START_MS) // 24
 
     split = Split(*(int(scaled(np.int64(t))) for t in astuple(shop.split)))  # type: ignore[arg-type]
-    challenger = shop.fitted(replace(shop.history, time_ms=scaled(shop.history.time_ms)), split)
+    challenger = shop.fitted(replace(shop.sample, time_ms=scaled(shop.sample.time_ms)), split)
     challenger.model.manifest.window = shop.good.model.manifest.window
     return challenger
 
@@ -137,7 +137,7 @@ SABOTAGES: dict[str, Sabotage] = {
     "test window by heart": _tests_known,
     "stale data": lambda shop: shop.fitted(split=shop.until(10)),
     "truncated training": lambda shop: shop.fitted(epochs=1, learning_rate=2e-4, belief_steps=10),
-    "few users": lambda shop: shop.fitted(shop.share(0.02)),
+    "few users": lambda shop: shop.fitted(shop.share(0.01)),
     "hours taken for days": _hours_for_days,
     "NaN weights": _altered(lambda c: _last(c).weight[0, 0].fill_(torch.nan)),
     "too high": _altered(lambda c: _last(c).bias.add_(0.7)),
@@ -162,7 +162,7 @@ WITHOUT_A_CELL: dict[str, Sabotage] = {
 
 def _in_units_of(value: float) -> Sabotage:
     """Fitted on values in other units than those that it is asked in."""
-    return lambda shop: shop.fitted(replace(shop.history, value=shop.history.value / np.float32(value)))
+    return lambda shop: shop.fitted(replace(shop.sample, value=shop.sample.value / np.float32(value)))
 
 
 def _scaled_wrongly(challenger: Challenger) -> None:
