@@ -157,6 +157,22 @@ def test_a_target_with_too_few_outcomes_may_not_be_ruined() -> None:
     assert "few as the outcomes are" in decision.reason
 
 
+def test_freshness_alone_does_not_excuse_a_doubt_about_a_rare_target() -> None:
+    """Too few to be judged, its users may have been harmed: who is better elsewhere passes, who is merely fresher does not."""
+    few = USER < 20
+    worse = sigmoid(LOGIT + np.random.default_rng(3).normal(0, 0.5, N))
+    rare = Judged("purchase", 7 * DAY_MS, USER[few], SILENT[few], LABEL[few], worse[few], GOOD[few])
+    same, better = (
+        decide([one(GOOD, incumbent, "churn"), rare], windows=FRESHER, tolerance=Tolerance(), rng=np.random.default_rng(0))
+        for incumbent in (GOOD, WORSE)
+    )
+    assert not same.promote
+    assert "purchase: log-loss may be worse" in same.reason
+    assert better.promote
+    equal = Judged("purchase", 7 * DAY_MS, USER[few], SILENT[few], LABEL[few], GOOD[few], GOOD[few])
+    assert decide([one(GOOD, GOOD, "churn"), equal], windows=FRESHER, tolerance=Tolerance(), rng=np.random.default_rng(0)).promote
+
+
 def test_one_bad_target_of_two_is_enough() -> None:
     good, bad = (one(c, i, name) for name, c, i in (("purchase", GOOD, WORSE), ("churn", WORSE, GOOD)))
     decision = decide([good, bad], windows=FRESHER, tolerance=Tolerance(), rng=np.random.default_rng(0))

@@ -10,7 +10,8 @@ has to show that it does no harm (a non-inferiority test; Piaggio et al., JAMA 2
    target that has too few outcomes to be judged: such a one cannot clear anybody, but it can convict.
 4. Calibration, in every target, beyond noise: the mean error over bins (ECE), expected against observed outcomes, and the slope of a
    logistic recalibration (Cox, Biometrika 1958). A bound is stretched to what the champion itself reaches, for drift moves levels.
-5. A reason: better beyond noise in some target (Bonferroni over the targets), or no worse and fresher.
+5. A reason: better beyond noise in some target (Bonferroni over the targets), or no worse and fresher. Where freshness is all there is,
+   a target of few outcomes has to show no harm, too: heads fitted on shuffled events look no worse where churn alone can be judged.
 A first model has no champion before it. Its incumbent is the constant hazard, which it must beat beyond noise in at least one target.
 """
 
@@ -89,10 +90,13 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class _Verdict:
+    """objections: what speaks against it. doubt: what few outcomes leave open, "" for nothing."""
+
     figures: dict[str, Any]
     objections: tuple[str, ...]
     better: bool
     judged: bool
+    doubt: str = ""
 
 
 def decide(judged: Sequence[Judged], *, windows: Windows, tolerance: Tolerance, rng: np.random.Generator) -> Decision:
@@ -118,6 +122,9 @@ def decide(judged: Sequence[Judged], *, windows: Windows, tolerance: Tolerance, 
         return Decision(False, "it does not beat the constant hazard beyond noise in any target", figures)
     if windows.champion_end_ms is not None and not better and windows.challenger_end_ms <= windows.champion_end_ms:
         return Decision(False, "neither better than the champion beyond noise in any target, nor fresher", figures)
+    doubts = [f"{j.target}: {v.doubt}" for j, v in zip(judged, verdicts, strict=True) if v.doubt]
+    if doubts and not better:
+        return Decision(False, f"fresher, but not better beyond noise in any target; {'; '.join(doubts)}", figures)
     gains = ", ".join(
         f"{j.target} log-loss {v.figures['challenger']['log_loss']:.4f} against {v.figures['incumbent']['log_loss']:.4f}"
         for j, v in zip(judged, verdicts, strict=True)
@@ -146,8 +153,11 @@ def _verdict(judged: Judged, tolerance: Tolerance, rng: np.random.Generator, fir
         if first or not len(y):
             return _Verdict(figures, (), False, False)
         loss = _paired(judged, rng)["log_loss"]
+        least, most = (float(np.quantile(loss, q)) for q in (1 - CONFIDENCE, CONFIDENCE))
         harm = f"log-loss is worse than that of {incumbent} by {loss.mean():.4f}, few as the outcomes are"
-        return _Verdict(figures, (harm,) if np.quantile(loss, 1 - CONFIDENCE) > tolerance.log_loss else (), False, False)
+        doubt = f"log-loss may be worse than that of {incumbent} by {most:.4f}, and there are too few outcomes to tell"
+        objections = [harm] if least > tolerance.log_loss else []
+        return _Verdict(figures, tuple(objections), False, False, doubt if most > tolerance.log_loss else "")
     worse = _paired(judged, rng)
     figures |= {"judged": True} | {f"worse_{name}": _interval(values) for name, values in worse.items()}
     loss = worse["log_loss"]
