@@ -104,6 +104,6 @@ def _logits(network: Network, material: Material, hidden_EH: torch.Tensor, rows:
     with torch.inference_mode():
         for begin in range(0, len(rows), BLOCK):
             some = rows[begin : begin + BLOCK]
-            asked = (hidden_EH[event[some]], material.readout_LR[some], material.level_L[some])
-            parts.append(network.logits(*(x.to(device) for x in asked)).cpu())
+            state, told, level = (x.to(device) for x in (hidden_EH[event[some]], material.readout_LR[some], material.level_L[some]))
+            parts.append(network.logits(state, told, level).cpu())
     return torch.cat(parts)

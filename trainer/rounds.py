@@ -83,7 +83,7 @@ def run_round(
     standing = registry.settle()
     champion = load_champion(registry, settings)
     learnt = shards.limited(settings.max_events)
-    if rhythm == "refresh" and (reason := obstacle(learnt[0], champion, settings)):
+    if rhythm == "refresh" and (reason := obstacle(learnt[0].before(split.end_ms), champion, settings)):
         return Outcome("waiting", reason)
     rng = np.random.default_rng(settings.seed)
 
@@ -91,12 +91,12 @@ def run_round(
         challenger = train(learnt, split, champion, settings, metrics, now, rng, progress, stopping, team)
         if not team.first:
             return Outcome("helped", "the first process judges and publishes")
-        if champion and refreshed(champion) and not obstacle(sample := learnt[0], challenger.model, settings):
+        if champion and refreshed(champion) and not obstacle(sample := learnt[0].before(split.end_ms), challenger.model, settings):
             heads = refresh(sample, split, challenger.model, settings, metrics, now, rng, progress, stopping)
             challenger = Challenger(heads.model, heads.hazard_KB, challenger.fitted)
     else:
         assert champion
-        challenger = refresh(learnt[0], split, champion, settings, metrics, now, rng, progress, stopping)
+        challenger = refresh(learnt[0].before(split.end_ms), split, champion, settings, metrics, now, rng, progress, stopping)
     history = shards.sample(JUDGED_EVENTS).before(split.end_ms)  # the log has grown meanwhile
     metrics.window_users.set(round(history.users * shards.events / max(len(history), 1)))
     with metrics.timed("evaluate"):
