@@ -21,6 +21,7 @@ from model.hazards import DEFAULT_EDGES_MS
 from model.network import Network, Shape
 from model.registry import Registry
 from model.targets import DEFAULT_TARGETS
+from trainer.settings import TrainerSettings
 
 VERSION = "bench"
 START_S = 60
@@ -30,7 +31,7 @@ GUARANTEES = ("exactly_once", "at_least_once")
 def publish_model(registry: Path) -> Model:
     """A model of the default size (purchase and churn) with random weights: what it says does not change what it costs."""
     torch.manual_seed(0)
-    shape = Shape(belief=20)
+    shape = Shape(belief=TrainerSettings().belief_states)
     manifest = Manifest(
         version=VERSION,
         created_at=datetime.now(UTC),

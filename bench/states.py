@@ -10,11 +10,12 @@ import random
 
 import numpy as np
 import redis
+from numpy.typing import NDArray
 
 from bench.stream import PARTITIONS, TYPES, partition_of, user_name
 from model.artifact import Model
 from model.events import stable_hash
-from worker.record import EVENT, FORMAT, TAIL, chunk_slots, encode_chunk, identity, record_type
+from worker.record import EVENT, FORMAT, TAIL, chunk_slots, encode_chunks, identity, record_type
 from worker.schedule import NEVER_MS
 from worker.states import Histories, timer_seconds
 from worker.store import Applied, Flush, Store
@@ -69,10 +70,7 @@ def fill(url: str, group: str, topic: str, users: int, model: Model, history_eve
     values = [r.tobytes() for r in records]
     dues = (records["prefix"]["statistics"]["last_ms"] + DUE_MS).tolist()
     slots = chunk_slots(history_events)
-    rings = [
-        [(c % slots, encode_chunk(c, h[c * TAIL : (c + 1) * TAIL])) for c in range(len(h) // TAIL)][-slots:] if users <= RINGS_UPTO else []
-        for h in histories
-    ]
+    rings = [_ring(h, slots) if users <= RINGS_UPTO else [] for h in histories]
     stores = [Store(client, group, number, slots) for number in range(PARTITIONS)]
     for begin in reversed(range(0, users, FLUSH_USERS)):
         # a flush that changes nothing of `applied` is taken for a repeated one; the last is the one that stays
@@ -87,3 +85,10 @@ def fill(url: str, group: str, topic: str, users: int, model: Model, history_eve
         for store, flush in zip(stores, flushes, strict=True):
             store.flush(flush, applied)
     client.close()
+
+
+def _ring(events: NDArray[np.void], slots: int) -> list[tuple[int, bytes]]:
+    """(slot, chunk) of each full tail that a history has left behind."""
+    full = len(events) // TAIL
+    chunks = encode_chunks(np.arange(full), events[: full * TAIL].reshape(full, TAIL))
+    return [(c % slots, chunk) for c, chunk in enumerate(chunks)][-slots:]

@@ -95,6 +95,8 @@ class Scorer:
     def __init__(self, model: Model, targets: Sequence[Target]) -> None:
         self.targets = tuple(targets)
         self._network = model.network
+        self._slots = model.vocabulary.used
+        self._head = model.network.narrow_head(self._slots)
         try:
             tensors = hazards.target_tensors(targets, model.sets, model.manifest.edges_ms)
         except ValueError as error:
@@ -114,7 +116,7 @@ class Scorer:
         device = self._network.device
         state = torch.from_numpy(hidden) if isinstance(hidden, np.ndarray) else hidden
         level = torch.from_numpy(levels(np.maximum(at_ms - stats["last_ms"], 0))).to(device)
-        logits = self._network.logits(state.to(device), readout(stats, at_ms, device), level)
+        logits = self._network.logits(state.to(device), readout(stats, at_ms, device, self._slots), level, self._head)
         unknown = stats["count"] == 0
         if self._base_KB is not None and unknown.any():
             logits[torch.from_numpy(unknown).to(device)] = self._base_KB

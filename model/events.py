@@ -180,7 +180,7 @@ class EventDecoder:
 
     def _session_hashes(self, events: list[Any]) -> NDArray[np.uint32]:
         sessions = list(map(_SESSION, events))
-        if sessions.count(None) == len(sessions):
+        if sessions and sessions[0] is None and sessions.count(None) == len(sessions):  # comparing a str with None is slow
             return np.zeros(len(sessions), np.uint32)
         return np.fromiter(map(self._hashes.__getitem__, sessions), np.uint32, len(sessions))
 

@@ -39,6 +39,11 @@ class Vocabulary:
         self._order = np.argsort(hashes)
         self._hashes = hashes[self._order]
 
+    @property
+    def used(self) -> int:
+        """Slots that an event can have."""
+        return len(self.types) + 1
+
     def slots(self, type_hash: NDArray[np.uint32]) -> NDArray[np.int64]:
         """(N,) slot of each type hash."""
         if not self.types:

@@ -20,7 +20,7 @@ from torch import nn
 from model.belief import Belief, levels
 from model.features import CATEGORY_BUCKETS, ITEM_BUCKETS, NUMERIC, StepFeatures, Vocabulary
 from model.hazards import DAY_MS
-from model.statistics import READOUT_SIZE, SLOTS
+from model.statistics import READOUT_SIZE, SLOTS, STATISTICS, readout, readout_columns
 from model.targets import ANY
 
 ENCODERS = ("gru", "lstm", "rnn")
@@ -145,24 +145,44 @@ class Network(nn.Module):
             self.encoder.belief.refresh()
             self.falls_SX, self.survives_SX = self.encoder.belief.outlook(self.members_KV, self.edges_days)
 
-    def logits(self, state_NZ: torch.Tensor, readout_NR: torch.Tensor, level_N: torch.Tensor) -> torch.Tensor:
+    def logits(
+        self, state_NZ: torch.Tensor, readout_NR: torch.Tensor, level_N: torch.Tensor, head: nn.Module | None = None
+    ) -> torch.Tensor:
         """(N, K, B) hazard logits of users who have been silent for level_N (`model.belief.levels`) since the event of their state."""
         belief = self.encoder.belief
         believed_NS = None if belief is None else belief.after_silence(state_NZ[:, self.shape.recurrent :], level_N)
-        return self.answer(state_NZ[:, : self.shape.hidden], believed_NS, readout_NR)
+        return self.answer(state_NZ[:, : self.shape.hidden], believed_NS, readout_NR, head)
 
-    def answer(self, hidden_NH: torch.Tensor, believed_NS: torch.Tensor | None, readout_NR: torch.Tensor) -> torch.Tensor:
-        """(N, K, B) hazard logits. believed_NS: the belief at the moment asked, where there is a belief cell."""
+    def answer(
+        self, hidden_NH: torch.Tensor, believed_NS: torch.Tensor | None, readout_NR: torch.Tensor, head: nn.Module | None = None
+    ) -> torch.Tensor:
+        """(N, K, B) hazard logits. believed_NS: the belief at the moment asked, where there is a belief cell. head: a `narrow_head`, if the
+        readout is of fewer slots."""
+        head = head or self.head
         if believed_NS is None:
-            out: torch.Tensor = self.head(torch.cat([hidden_NH, readout_NR], dim=1))
+            out: torch.Tensor = head(torch.cat([hidden_NH, readout_NR], dim=1))
         else:
             base_NX = self.base(believed_NS)
-            out = base_NX + self.head(torch.cat([hidden_NH, believed_NS.sqrt(), base_NX / 5, readout_NR], dim=1))
+            out = base_NX + head(torch.cat([hidden_NH, believed_NS.sqrt(), base_NX / 5, readout_NR], dim=1))
         return out.view(-1, self.shape.sets, self.shape.bins)
 
     def base(self, believed_NS: torch.Tensor) -> torch.Tensor:
         """(N, K B) hazard logits that follow from a belief."""
         return torch.log((believed_NS @ self.falls_SX) / (believed_NS @ self.survives_SX))
+
+    @torch.no_grad()
+    def narrow_head(self, slots: int) -> nn.Module:
+        """The head as it is now, for readouts of so many slots: what it makes of the others, the same for everybody, is in its bias."""
+        first = self.head[0]
+        assert isinstance(first, nn.Linear)
+        others = first.in_features - READOUT_SIZE
+        columns = readout_columns(slots)
+        empty_R = readout(np.zeros(1, STATISTICS), np.zeros(1, np.int64), self.device)[0]
+        empty_R[columns] = 0
+        narrow = nn.Linear(others + len(columns), first.out_features, device=self.device)
+        narrow.weight.copy_(torch.cat([first.weight[:, :others], first.weight[:, others + columns]], dim=1))
+        narrow.bias.copy_(first.bias + first.weight[:, others:] @ empty_R)
+        return nn.Sequential(narrow, *self.head[1:])
 
     def inputs(self, features: StepFeatures) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The encoder's inputs of events on the network's device, from numpy columns: as `Encoder.step` takes them."""

@@ -1,6 +1,6 @@
 """Scores: from arrays of probabilities to the JSON that is published.
 
-One f-string an event, with a table of 5-decimal numbers: 0.3 us where `json.dumps` takes 3.5. Ids go through the standard
+One f-string an event, and one array for the digits of all of them: 0.4 us where `json.dumps` takes 3.5. Ids go through the standard
 library's own escaping, because they come from outside.
 """
 
@@ -13,21 +13,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 DECIMALS = 5
-_TABLE = [f"{i / 10**DECIMALS:.{DECIMALS}f}" for i in range(10**DECIMALS + 1)]
 
 
 class ScoreEncoder:
     """Encodes the scores of one model on one set of targets."""
 
     def __init__(self, targets: Sequence[str], version: str) -> None:
-        self._names = tuple(targets)
         self._model = quoted(version)
+        form, places = "", []
+        for name in targets:
+            form += f"{', ' if form else ''}{quoted(name)}: "
+            places.append([len(form), *range(len(form) + 2, len(form) + 2 + DECIMALS)])
+            form += f"0.{0:0{DECIMALS}}"
+        self._form = np.frombuffer(form.encode("ascii"), np.uint8)
+        self._places = np.array(places, np.int64).reshape(len(targets), DECIMALS + 1)
 
     def scores(self, probabilities: NDArray[np.float32]) -> list[str]:
         """The `scores` object of each row of (N, T) probabilities."""
-        index_TN = np.rint(probabilities.T * 10**DECIMALS).astype(np.int64).tolist()
-        columns = [[f'"{name}": {_TABLE[i]}' for i in column] for name, column in zip(self._names, index_TN, strict=True)]
-        return [", ".join(row) for row in zip(*columns, strict=True)]
+        text_NW = np.tile(self._form, (len(probabilities), 1))
+        left_NT = np.rint(probabilities * 10**DECIMALS).astype(np.uint32)
+        for place_T in self._places.T[::-1]:
+            left_NT, digit_NT = np.divmod(left_NT, 10)
+            text_NW[:, place_T] += digit_NT.astype(np.uint8)
+        text, width = text_NW.tobytes().decode("ascii"), len(self._form)
+        return [text[i : i + width] for i in range(0, len(text), width)]
 
     def events(
         self,

@@ -50,6 +50,9 @@ STATISTICS = np.dtype(
 )
 """One user's statistics. `count == 0` is a user never seen; all zero bytes are a valid, empty record."""
 
+BY_SLOT = ("counts", "last_seconds", "visits", "pace_mean", "pace_square")
+"""Those that depend on the vocabulary."""
+
 _DECAY_PER_MS = np.array([1 / s for s in SCALES_MS] + [0.0])
 _VISIT_DECAY_PER_MS = np.array([1 / s for s in VISIT_SCALES_MS] + [0.0])
 
@@ -65,11 +68,13 @@ def update(
     time_ms: NDArray[np.int64],
     value: NDArray[np.float32],
     attributes: NDArray[np.uint32] | None = None,
+    slots: int = SLOTS,
 ) -> None:
     """Take one event of each of N distinct users into `stats` (N,) of dtype STATISTICS, in place.
 
     slot: (N,) the event type's slot in [0, SLOTS); time_ms: (N,); value: (N,), NaN where the event has none;
     attributes: (N, 8) hashes, zeros where the event carries none (None: nobody does). They are replaced together.
+    slots: how many of them the vocabulary uses; the others are empty and stay so.
     """
     n = len(stats)
     row = np.arange(n)
@@ -77,11 +82,11 @@ def update(
     last_ms = np.where(new, time_ms, stats["last_ms"])
     now_ms = np.maximum(time_ms, last_ms)
     elapsed_ms = (now_ms - last_ms).astype(np.float64)
-    counts = stats["counts"]
+    counts = stats["counts"][:, :slots]
     counts *= np.exp(-elapsed_ms[:, None] * _DECAY_PER_MS).astype(np.float32)[:, None, :]
     counts[row, slot] += 1
     now_seconds = np.maximum((now_ms - EPOCH_2000_MS) // 1000, 1)
-    _visit(stats, row, slot, now_ms, now_seconds, elapsed_ms)
+    _visit(stats, row, slot, now_ms, now_seconds, elapsed_ms, slots)
     stats["last_seconds"][row, slot] = now_seconds
     gap = np.log1p(elapsed_ms / 1000).astype(np.float32)
     weight = np.where(stats["count"] > 1, _GAP_WEIGHT, 1.0).astype(np.float32)  # the first gap is the mean of one gap
@@ -110,10 +115,11 @@ def _visit(
     now_ms: NDArray[np.int64],
     now_seconds: NDArray[np.int64],
     elapsed_ms: NDArray[np.float64],
+    slots: int,
 ) -> None:
     """Visits, their pace and their weekdays; `stats` still has the recency from before this event."""
     decay = np.exp(-elapsed_ms[:, None] * _VISIT_DECAY_PER_MS).astype(np.float32)
-    visits, weekdays = stats["visits"], stats["weekdays"]
+    visits, weekdays = stats["visits"][:, :slots], stats["weekdays"]
     visits *= decay[:, None, :]
     weekdays *= decay[:, -2, None]
     last_seconds = stats["last_seconds"][row, slot].astype(np.int64)
@@ -132,22 +138,31 @@ def _visit(
 
 SILENCE_MS = (3 * HOUR_MS, 12 * HOUR_MS, 2 * DAY_MS, 8 * DAY_MS, 30 * DAY_MS)
 """Scales of the silent age: hazards fall a hundredfold along it, more than one logarithm of it lets a small head follow."""
-READOUT_SIZE = SLOTS * (len(SCALES_MS) + 2 + len(VISIT_SCALES_MS) + 4) + 7 + 12 + len(SILENCE_MS) + hashed.WIDTH
+_EACH_SLOT = (len(SCALES_MS), 1, 1, len(VISIT_SCALES_MS), 1, 1, 1, 1)  # numbers a slot in the parts of the readout that are by slot
+READOUT_SIZE = SLOTS * sum(_EACH_SLOT) + 7 + 12 + len(SILENCE_MS) + hashed.WIDTH
 
 
-def readout(stats: NDArray[np.void], at_ms: NDArray[np.int64], device: torch.device | str = "cpu") -> torch.Tensor:
+def readout_columns(slots: int) -> NDArray[np.int64]:
+    """Columns of the readout that say something where only the first `slots` are used. The others are the same for everybody."""
+    ends = np.cumsum(_EACH_SLOT) * SLOTS
+    parts = [np.arange(end - SLOTS * width, end - (SLOTS - slots) * width) for end, width in zip(ends, _EACH_SLOT, strict=True)]
+    return np.concatenate([*parts, np.arange(ends[-1], READOUT_SIZE)])
+
+
+def readout(stats: NDArray[np.void], at_ms: NDArray[np.int64], device: torch.device | str = "cpu", slots: int = SLOTS) -> torch.Tensor:
     """(N, READOUT_SIZE) float32: what the head sees of the statistics and the calendar at the moment asked.
 
-    at_ms: (N,) not before the user's last event (an earlier moment is taken as that event's).
+    at_ms: (N,) not before the user's last event (an earlier moment is taken as that event's). slots: of fewer, `readout_columns` alone.
     """
     silent_ms = np.maximum(at_ms - stats["last_ms"], 0)
     asked_ms = stats["last_ms"] + silent_ms
     whole_tenure_ms = asked_ms - stats["first_ms"]
     tenure_ms = np.minimum(whole_tenure_ms, MAX_TENURE_MS)
     decay = np.exp(-silent_ms[:, None] * _DECAY_PER_MS).astype(np.float32)
+    last_seconds = stats["last_seconds"][:, :slots]
     since_type = np.where(
-        stats["last_seconds"] > 0,
-        (asked_ms[:, None] - EPOCH_2000_MS) // 1000 - stats["last_seconds"].astype(np.int64),
+        last_seconds > 0,
+        (asked_ms[:, None] - EPOCH_2000_MS) // 1000 - last_seconds.astype(np.int64),
         MAX_TENURE_MS // 1000,
     )
     day = (asked_ms % DAY_MS).astype(np.float64) * (2 * np.pi / DAY_MS)
@@ -176,15 +191,15 @@ def readout(stats: NDArray[np.void], at_ms: NDArray[np.int64], device: torch.dev
     def tensor(array: NDArray[np.float32]) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
-    counts_NVS = tensor(stats["counts"]) * tensor(decay).unsqueeze(1)
+    counts_NVS = tensor(stats["counts"][:, :slots]) * tensor(decay).unsqueeze(1)
     # The count that never forgets is given as a rate: a total says how long the log is, not how the user behaves.
     per_day_N1 = tensor((1 / (whole_tenure_ms / DAY_MS + 1)).astype(np.float32)).unsqueeze(1)
     log_since = torch.log1p(tensor(np.clip(since_type, 0, MAX_TENURE_MS // 1000).astype(np.float32)))
     visit_decay = np.exp(-silent_ms[:, None] * _VISIT_DECAY_PER_MS).astype(np.float32)
-    visits_NVS = tensor(stats["visits"]) * tensor(visit_decay).unsqueeze(1)
+    visits_NVS = tensor(stats["visits"][:, :slots]) * tensor(visit_decay).unsqueeze(1)
     # What a steady user of this tenure would have gathered, as a share of what one of long standing has.
     exposure = -np.expm1(-(whole_tenure_ms[:, None] + DAY_MS) * _VISIT_DECAY_PER_MS[:-1]).astype(np.float32)[:, None, :]
-    pace_NV = tensor(stats["pace_mean"])
+    pace_NV = tensor(stats["pace_mean"][:, :slots])
     # From the weekday asked on, so that "today" and "tomorrow" stand at the same place whatever the day.
     ahead = (asked_ms[:, None] // DAY_MS + np.arange(7)) % 7
     weekdays = np.take_along_axis(stats["weekdays"], ahead, 1) * visit_decay[:, -2, None]
@@ -196,7 +211,7 @@ def readout(stats: NDArray[np.void], at_ms: NDArray[np.int64], device: torch.dev
         torch.log1p(visits_NVS[:, :, -1] * per_day_N1),
         (log_since - pace_NV) / 5,
         pace_NV / 15,
-        torch.sqrt(torch.clamp(tensor(stats["pace_square"]) - pace_NV * pace_NV, min=0)) / 5,
+        torch.sqrt(torch.clamp(tensor(stats["pace_square"][:, :slots]) - pace_NV * pace_NV, min=0)) / 5,
         tensor(weekdays / (weekdays.sum(1, keepdims=True) + 1)),
         tensor(scalars),
         tensor(hashed.vector(stats["attributes"])),

@@ -14,7 +14,7 @@ from support import publish_model
 from model.artifact import Model
 from model.events import EventColumns
 from worker.record import (
-    CHUNK_BYTES,
+    CHUNK,
     EVENT,
     FORMAT,
     HIDDEN_STEP,
@@ -22,7 +22,7 @@ from worker.record import (
     TAIL,
     chunk_slots,
     dequantise,
-    encode_chunk,
+    encode_chunks,
     history,
     identity,
     parse,
@@ -119,7 +119,7 @@ class Writer:
 
     def flush(self) -> None:
         for (_, slot), chunk in self.task.chunks.items():
-            assert len(chunk) == CHUNK_BYTES
+            assert len(chunk) == CHUNK.itemsize
             self.ring[slot] = chunk
         self.task.chunks = {}
 
@@ -171,7 +171,7 @@ def test_a_damaged_chunk_ends_the_history() -> None:
     events = np.zeros(TAIL, EVENT)
     events["item_hash"] = np.arange(TAIL)
     tail = events[:2]
-    good, other = encode_chunk(1, events), encode_chunk(0, events)
+    other, good = encode_chunks(np.array([0, 1]), np.stack([events, events]))
     assert len(history(2 * TAIL + 2, tail, [None, good], 50)) == TAIL + 2
     assert len(history(2 * TAIL + 2, tail, [other, good], 50)) == 2 * TAIL + 2
     assert len(history(2 * TAIL + 2, tail, [good, good[:-1]], 50)) == 2

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
 
@@ -43,6 +43,10 @@ class Member:
         assert {r.partition for r in polled.records} <= self.owned - set(polled.assigned)
         assert sum(map(len, polled.records)) <= max_records
         self.records += polled.records
+
+    def publish(self, outgoing: Sequence[Outgoing], positions: Mapping[Partition, Position]) -> None:
+        self.transport.publish(outgoing, positions)
+        self.transport.settle()
 
     def read(self, partition: Partition) -> list[tuple[int, bytes | None]]:
         """Offsets and values that were delivered since the last call."""
@@ -233,7 +237,7 @@ def test_nothing_is_delivered_before_the_first_seek(log: Log) -> None:
     log.append(p, [(b"k", b"%d" % i) for i in range(5)])
     log.append(q, [(b"k", b"q")])
     first = log.sole(topic)
-    first.transport.publish([], {p: Position(3), q: Position(0)})
+    first.publish([], {p: Position(3), q: Position(0)})
     first.transport.close()
     member = log.sole(topic)  # the group has a committed position
     member.transport.seek(q, 0)
@@ -275,10 +279,10 @@ def test_messages_and_positions_are_published_together(log: Log) -> None:
         Outgoing(scores, 0, [b"a", b"b"], [b"1", None]),
         Outgoing(scores, 1, [None, None], [b"2", None], headers=[(), [("h", b"x")]]),
     ]
-    member.transport.publish(out, {p: Position(3, "clock=7 é")})
+    member.publish(out, {p: Position(3, "clock=7 é")})
     assert member.transport.committed([p, q]) == {p: Position(3, "clock=7 é")}
     assert log.read(scores) == [[(b"a", b"1"), (b"b", None)], [(None, b"2"), (None, b"")]]
-    member.transport.publish([Outgoing(scores, 0, [b"c"], [b"3"])], {p: Position(4), q: Position(1, "m")})
+    member.publish([Outgoing(scores, 0, [b"c"], [b"3"])], {p: Position(4), q: Position(1, "m")})
     assert member.transport.committed([p, q]) == {p: Position(4), q: Position(1, "m")}
     assert log.read(scores)[0] == [(b"a", b"1"), (b"b", None), (b"c", b"3")]
 
@@ -287,9 +291,9 @@ def test_positions_alone_and_messages_alone(log: Log) -> None:
     events, scores = log.topic(1), log.topic(1)
     p = Partition(events, 0)
     member = log.sole(events)
-    member.transport.publish([], {p: Position(9, "x")})
-    member.transport.publish([Outgoing(scores, 0, [b"a"], [b"1"])], {})
-    member.transport.publish([], {})
+    member.publish([], {p: Position(9, "x")})
+    member.publish([Outgoing(scores, 0, [b"a"], [b"1"])], {})
+    member.publish([], {})
     assert member.transport.committed([p]) == {p: Position(9, "x")}
     assert log.read(scores) == [[(b"a", b"1")]]
 
@@ -297,7 +301,7 @@ def test_positions_alone_and_messages_alone(log: Log) -> None:
 def test_without_a_partition_the_key_decides_as_in_kafka(log: Log) -> None:
     events, scores = log.topic(1), log.topic(4)
     keys: list[bytes | None] = [b"u%d" % i for i in range(20)]
-    log.sole(events).transport.publish([Outgoing(scores, None, keys, [b"v"] * 20)], {})
+    log.sole(events).publish([Outgoing(scores, None, keys, [b"v"] * 20)], {})
     expected = [[(k, b"v") for k in keys if k and (murmur2(k) & 0x7FFFFFFF) % 4 == n] for n in range(4)]
     assert log.read(scores) == expected
 
@@ -307,13 +311,13 @@ def test_what_cannot_be_published_leaves_nothing(log: Log) -> None:
     p = Partition(events, 0)
     member = log.sole(events)
     assert member.transport.message_bytes(scores) == 2000
-    member.transport.publish([], {p: Position(1)})
+    member.publish([], {p: Position(1)})
     with pytest.raises(FatalTransportError, match=f"5000 bytes|5001 bytes.*{scores}"):
-        member.transport.publish([Outgoing(scores, 0, [b"a", b"b", b"c"], [b"1", b"x" * 5000, b"2"])], {p: Position(2)})
+        member.publish([Outgoing(scores, 0, [b"a", b"b", b"c"], [b"1", b"x" * 5000, b"2"])], {p: Position(2)})
     with pytest.raises(FatalTransportError, match="no topic nowhere"):
-        member.transport.publish([Outgoing("nowhere", 0, [b"a"], [b"1"])], {p: Position(2)})
+        member.publish([Outgoing("nowhere", 0, [b"a"], [b"1"])], {p: Position(2)})
     assert offsets(member, p) == {p: 1}
-    member.transport.publish([Outgoing(scores, 0, [b"d"], [b"4"])], {p: Position(3)})
+    member.publish([Outgoing(scores, 0, [b"d"], [b"4"])], {p: Position(3)})
     assert offsets(member, p) == {p: 3}
     assert log.read(scores) == [[(b"d", b"4")]]
 
@@ -323,7 +327,7 @@ def test_more_than_fits_a_batch_of_the_topic(log: Log) -> None:
     p = Partition(events, 0)
     values: list[bytes | None] = [b"%03d" % i + b"x" * 500 for i in range(40)]
     member = log.sole(events)
-    member.transport.publish([Outgoing(scores, 0, [b"k"] * 40, values)], {p: Position(1)})
+    member.publish([Outgoing(scores, 0, [b"k"] * 40, values)], {p: Position(1)})
     assert log.read(scores) == [[(b"k", v) for v in values]]
     assert offsets(member, p) == {p: 1}
 
@@ -370,16 +374,16 @@ def test_a_member_that_was_given_up_commits_nothing(log: Log) -> None:
     (mine,) = zombie.owned
     log.expire(zombie)
     drive(lambda: heir.owned == {p, q}, heir)
-    heir.transport.publish([Outgoing(scores, 0, [b"a"], [b"heir"])], {mine: Position(5)})
+    heir.publish([Outgoing(scores, 0, [b"a"], [b"heir"])], {mine: Position(5)})
     with pytest.raises(Fenced):
-        zombie.transport.publish([Outgoing(scores, 0, [b"a"], [b"zombie"])], {mine: Position(3)})
+        zombie.publish([Outgoing(scores, 0, [b"a"], [b"zombie"])], {mine: Position(3)})
     assert offsets(heir, p, q) == {mine: 5}
     assert log.read(scores)[0] == [(b"a", b"heir")]
     changes = len(zombie.changes)
     drive(lambda: zombie.owned and len(zombie.owned) == 1 == len(heir.owned) and len(zombie.changes) > changes, zombie, heir)
     assert zombie.changes[changes][0] == [mine]
     (again,) = zombie.owned
-    zombie.transport.publish([Outgoing(scores, 1, [b"b"], [b"back"])], {again: Position(6)})
+    zombie.publish([Outgoing(scores, 1, [b"b"], [b"back"])], {again: Position(6)})
     assert log.read(scores)[1] == [(b"b", b"back")]
 
 
@@ -387,12 +391,12 @@ def test_positions_of_others_are_refused(log: Log) -> None:
     events, scores = log.topic(2), log.topic(1)
     member = log.join(events)
     with pytest.raises(Fenced, match=events):
-        member.transport.publish([Outgoing(scores, 0, [b"a"], [b"1"])], {Partition(events, 0): Position(1)})
+        member.publish([Outgoing(scores, 0, [b"a"], [b"1"])], {Partition(events, 0): Position(1)})
     drive(lambda: member.owned, member)
     other = log.join(events)
     drive(lambda: other.owned, member, other)
     with pytest.raises(Fenced, match=events):
-        member.transport.publish([Outgoing(scores, 0, [b"a"], [b"1"])], dict.fromkeys(other.owned, Position(1)))
+        member.publish([Outgoing(scores, 0, [b"a"], [b"1"])], dict.fromkeys(other.owned, Position(1)))
     assert log.read(scores) == [[]]
 
 
@@ -400,12 +404,12 @@ def test_a_second_producer_with_the_same_transactional_id_fences_the_first(log: 
     events, scores = log.topic(2), log.topic(1)
     first = log.join(events, worker_id="same")
     drive(lambda: first.owned, first)
-    first.transport.publish([Outgoing(scores, 0, [b"a"], [b"1"])], {})
+    first.publish([Outgoing(scores, 0, [b"a"], [b"1"])], {})
     second = log.join(events, worker_id="same")
     drive(lambda: len(first.owned) == 1 == len(second.owned), first, second)
-    second.transport.publish([Outgoing(scores, 0, [b"a"], [b"2"])], {})
+    second.publish([Outgoing(scores, 0, [b"a"], [b"2"])], {})
     with pytest.raises(Fenced, match="transactional id"):
-        first.transport.publish([Outgoing(scores, 0, [b"a"], [b"3"])], dict.fromkeys(first.owned, Position(1)))
+        first.publish([Outgoing(scores, 0, [b"a"], [b"3"])], dict.fromkeys(first.owned, Position(1)))
     assert log.read(scores) == [[(b"a", b"1"), (b"a", b"2")]]
     assert second.transport.committed([Partition(events, 0), Partition(events, 1)]) == {}
 
@@ -414,7 +418,7 @@ def test_at_least_once(log: Log) -> None:
     events, scores = log.topic(2), log.topic(1)
     p, q = Partition(events, 0), Partition(events, 1)
     member = log.sole(events, guarantee="at_least_once")
-    member.transport.publish([Outgoing(scores, 0, [b"a"], [b"1"])], {p: Position(3)})
+    member.publish([Outgoing(scores, 0, [b"a"], [b"1"])], {p: Position(3)})
     assert log.read(scores) == [[(b"a", b"1")]]
     assert member.transport.committed([p, q]) == {}
     member.transport.commit({p: Position(3, "é"), q: Position(1)})
@@ -446,7 +450,7 @@ def test_a_position_that_is_no_longer_retained(log: Log) -> None:
     drive(lambda: len(member.changes) == 2 and member.records, member)
     assert member.changes[1] == ([p], [p])
     assert member.read(q) == [(8, b"8"), (9, b"9")]
-    member.transport.publish([], {p: Position(6)})  # in the same generation
+    member.publish([], {p: Position(6)})  # in the same generation
     member.transport.seek(p, 6)
     drive(lambda: member.records, member)
     assert member.read(p) == [(i, b"%d" % i) for i in range(6, 10)]
@@ -477,6 +481,7 @@ def test_faults_in_memory() -> None:
 
     def publish(n: int) -> None:
         transport.publish([Outgoing("scores", 0, [b"k"], [b"%d" % n])], {p: Position(n)})
+        transport.settle()
 
     publish(1)
     for kind, offset in (("before_commit", 1), ("after_commit", 3), ("away", 3)):
@@ -499,7 +504,7 @@ def test_a_large_message_where_the_topic_takes_it(bootstrap: str, unique: str, m
     p = Partition(events, 0)
     large = b"x" * 5_000_000
     member = log.sole(events)
-    member.transport.publish([Outgoing(letters, 0, [b"k", b"l"], [large, b"small"])], {p: Position(1)})
+    member.publish([Outgoing(letters, 0, [b"k", b"l"], [large, b"small"])], {p: Position(1)})
     member.transport.close()
     assert log.read(letters) == [[(b"k", large), (b"l", b"small")]]
     log.append(p, [(b"k", b"x" * 900_000)] * 9)  # more than one fetch
@@ -552,12 +557,12 @@ def test_recovers_by_itself_when_kafka_is_back(unique: str, monkeypatch: pytest.
         log.append(p, [(b"k", b"%d" % i) for i in range(6)])
         member = log.sole("events")
         member.transport.seek(p, 0)
-        member.transport.publish([Outgoing("scores", 0, [b"k"], [b"0"])], {p: Position(1)})
+        member.publish([Outgoing("scores", 0, [b"k"], [b"0"])], {p: Position(1)})
         server.kill()
         for _ in range(2):
             began = time.monotonic()
             with pytest.raises(TransportError):
-                member.transport.publish([Outgoing("scores", 0, [b"k"], [b"lost"])], {p: Position(2)})
+                member.publish([Outgoing("scores", 0, [b"k"], [b"lost"])], {p: Position(2)})
             with suppress(TransportError):
                 member.poll()
             assert time.monotonic() - began < 12
@@ -568,7 +573,7 @@ def test_recovers_by_itself_when_kafka_is_back(unique: str, monkeypatch: pytest.
                 if not member.owned or offsets(member, p) != {p: 1}:
                     return False
                 member.transport.seek(p, 2)
-                member.transport.publish([Outgoing("scores", 0, [b"k"], [b"1"])], {p: Position(2)})
+                member.publish([Outgoing("scores", 0, [b"k"], [b"1"])], {p: Position(2)})
             except TransportError:
                 return False
             return True

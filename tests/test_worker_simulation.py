@@ -149,8 +149,12 @@ class Simulation:
         models = Models(self.model)
         member = Member(None, models)  # type: ignore[arg-type]
 
+        chance = random.Random(f"{self.seed}/{slot}/{self.now}")
+
         def connect() -> MemoryTransport:
-            member.transport = MemoryTransport(self.broker, self.group, self.topics, self.guarantee, f"{self.group}-{slot}")  # type: ignore[arg-type]
+            name = f"{self.group}-{slot}"
+            later = lambda: chance.random() < 0.5  # noqa: E731
+            member.transport = MemoryTransport(self.broker, self.group, self.topics, self.guarantee, name, later)  # type: ignore[arg-type]
             return member.transport
 
         member.worker = Worker(
@@ -161,7 +165,7 @@ class Simulation:
             Metrics(),
             monotonic=lambda: self.now,
             wall=lambda: self.now,  # type: ignore[arg-type]
-            beside=SoonerOrLater(random.Random(f"{self.seed}/{slot}/{self.now}")),
+            beside=SoonerOrLater(chance),
         )
         member.worker.start()
         member.worker.processing.move_clock = self._watched(member)  # type: ignore[method-assign]
@@ -616,7 +620,7 @@ def test_topic_no_longer_retains_what_was_to_be_read(model: Model, client: Any) 
     sim.feed(messages[:50])
     for _ in range(3):
         sim.turn(0)
-    read = sim.broker.groups[sim.group].positions[Partition("events", 0)].offset
+    read = member.worker.owned.tasks[0].offsets["events"]
     assert 0 < read < 45
     sim.feed(messages[50:])
     sim.broker.truncate(Partition("events", 0), 45)

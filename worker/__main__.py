@@ -105,6 +105,8 @@ def run(settings: WorkerSettings) -> int:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
+    # Kafka's and Redis' threads are mostly waited for: let them have the interpreter after 1 ms, not after the 5 ms of the default.
+    sys.setswitchinterval(0.001)
     try:
         worker.run()
     except (FatalTransportError, StoreError, Refused, TooManyBadRecords) as error:

@@ -126,6 +126,7 @@ def _topics(settings: WorkerSettings, transport: KafkaTransport, report: Report)
         _dead_letter_topic(settings.dead_letter_topic, letters, found, report)
     if settings.guarantee == "exactly_once":
         transport.publish([], {})
+        transport.settle()
         report.ok("transactions", "one was begun and committed")
     return partitions
 

@@ -4,7 +4,8 @@ THE ORDER OF DURABILITY. Whoever wants to know what survives a crash reads this.
 
 exactly_once
     1. One Kafka transaction holds a batch's scores, dead letters, consumed offsets and, in their metadata, the clock up to which silence
-       scores are out. Its commit is the moment at which the batch has happened.
+       scores are out. Its commit is the moment at which the batch has happened. Under load it is waited for while the next batch is polled,
+       decoded and loaded, but no state is stepped further, and none flushed, before it is known.
     2. Later, between batches, the changed states are sent to Redis with `applied`, in one atomic compare-and-set a partition
        (worker.store). Its answer is waited for before anything else is asked of Redis about that partition.
     A crash before 1: nothing happened; the batch is read again. Between 1 and 2: `applied` is behind the committed offset; the records in
@@ -23,8 +24,8 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import suppress
 
-import numpy as np
 import redis
 
 from model.events import DAY_MS
@@ -40,7 +41,7 @@ from worker.schedule import Schedule
 from worker.scoring import Scoring
 from worker.settings import WorkerSettings
 from worker.states import States
-from worker.transport import Transport
+from worker.transport import Transport, TransportError
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +49,8 @@ POLL_MS = 100
 
 
 class Worker:
-    """One worker. `run_once` is one turn of the loop; everything happens in the thread that calls it, but for Redis' work on a flush, which
-    is waited for in a thread of its own while the next batch is polled and decoded. `patience.stop` ends it."""
+    """One worker. `run_once` is one turn of the loop; everything happens in the thread that calls it, but for two waits in threads of their
+    own: for Redis' answer to a flush, while a batch is stepped, and for Kafka's to a commit. `patience.stop` ends it."""
 
     def __init__(
         self,
@@ -73,7 +74,6 @@ class Worker:
         self._wall = wall
         self._beside = beside or ThreadPoolExecutor(1, "flush")
         self._limit = BatchLimit(settings.target_p99_ms, settings.max_batch_records)
-        self._flushed_at = monotonic()
         self._transport: Transport | None = None
 
     @property
@@ -130,16 +130,24 @@ class Worker:
         self._swap()
         with self.metrics.stage("poll"):
             polled = self.patience("kafka", lambda: transport.poll(self._poll_ms(), self._limit.records))
+        if polled.revoked or polled.assigned:
+            self._settle()
         owned.revoke(polled.revoked)
         owned.assign(polled.assigned)
-        if polled.records:
+        records = sum(map(len, polled.records))
+        behind = records >= self._limit.records
+        if records:
             started = self._monotonic()
             processing.process(polled.records)
-            self._limit.observe(sum(map(len, polled.records)), self._monotonic() - started)
+            if not behind:
+                self._settle()
+            self._limit.observe(records, self._monotonic() - started)
         owned.each(processing.move_clock)
         owned.each(processing.renew)
-        self._flush_if_due()
-        owned.acquire_forgotten()
+        if not behind or owned.forgotten:  # otherwise the next batch is there already, and settles this one on its way
+            self._settle()
+            owned.flush_if_due()
+            owned.acquire_forgotten()
         self._reporting.report()
         self.patience.progress()
 
@@ -147,6 +155,7 @@ class Worker:
         """Flush, commit, leave the group."""
         self._models.close()
         if self._transport:
+            self._settle()
             self.owned.close()
             self._transport.close()
         self._beside.shutdown()
@@ -169,6 +178,7 @@ class Worker:
         loaded = self._models.take()
         if loaded is None:
             return
+        self._settle()
         if self.states.outdated_by(loaded.model):
             self.owned.each(self.owned.flush)
         self.states.use(loaded.model)
@@ -182,13 +192,12 @@ class Worker:
         self.metrics.running(manifest.version, manifest.created_at.timestamp())
         log.info("model taken over", extra={"fields": {"version": manifest.version, "encoder": manifest.encoder_id}})
 
-    def _flush_if_due(self) -> None:
-        waited_ms = (self._monotonic() - self._flushed_at) * 1000
-        if waited_ms >= self.settings.flush_interval_ms or np.count_nonzero(self.states.arena.dirty) >= self.settings.flush_users:
-            self.owned.each(self.owned.flush)
-            self._flushed_at = self._monotonic()
+    def _settle(self) -> None:
+        """What could not be committed is forgotten, and that is all there is to do about it."""
+        with suppress(TransportError):
+            self.processing.settle()
 
     def _poll_ms(self) -> int:
         """Long enough to rest, short enough for the next flush."""
-        left_ms = self.settings.flush_interval_ms - (self._monotonic() - self._flushed_at) * 1000
+        left_ms = self.settings.flush_interval_ms - (self._monotonic() - self.owned.flushed_at) * 1000
         return POLL_MS if left_ms <= 0 else min(POLL_MS, round(left_ms) + 1)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
-from contextlib import contextmanager
 from typing import TypeVar
 
 import numpy as np
@@ -28,8 +27,10 @@ T = TypeVar("T")
 
 
 class Ownership:
-    """tasks: by partition number. A task whose states in memory may be ahead of what is committed is never flushed: it is `forget`ed,
-    and acquired anew before anything else happens to it."""
+    """tasks: by partition number. forgotten: those to be acquired anew. flushed_at: monotonic seconds of the last flush that was due.
+
+    A task whose states in memory may be ahead of what is committed is never flushed: it is `forget`ed, and acquired anew before anything
+    else happens to it."""
 
     def __init__(
         self,
@@ -52,16 +53,17 @@ class Ownership:
         self._patience = patience
         self._metrics = metrics
         self._monotonic = monotonic
-        self._forgotten: set[int] = set()
+        self.forgotten: set[int] = set()
         self._at_risk: set[int] = set()
         self._beside = beside
+        self.flushed_at = monotonic()
 
     def revoke(self, partitions: Iterable[Partition]) -> None:
         """Let go. What is flushed now, the next owner need not replay; should it be quicker, the compare-and-set protects it."""
         for number in {p.number for p in partitions} & self.tasks.keys():
             task = self.tasks[number]
             try:
-                if number not in self._forgotten:
+                if number not in self.forgotten:
                     self._flush(task)
                     task.store.settle()
             except (Moved, StoreUnavailable, TransportError) as error:
@@ -78,19 +80,19 @@ class Ownership:
     def forget(self, numbers: Iterable[int], error: Exception) -> None:
         """States in memory may be ahead of what is committed: acquire these partitions anew."""
         for number in numbers:
-            if number in self.tasks and number not in self._forgotten:
-                self._forgotten.add(number)
+            if number in self.tasks and number not in self.forgotten:
+                self.forgotten.add(number)
                 self._metrics.reacquired.labels(type(error).__name__).inc()
                 log.warning("acquiring a partition anew", extra={"fields": {"partition": number, "why": error}})
 
     def acquire_forgotten(self) -> None:
-        for number in sorted(self._forgotten):
+        for number in sorted(self.forgotten):
             self._drop(self.tasks[number])
             self._acquire(number)
 
     def sound(self, number: int) -> bool:
         """Whether a partition is owned, and its states in memory are good."""
-        return number in self.tasks and number not in self._forgotten
+        return number in self.tasks and number not in self.forgotten
 
     def each(self, do: Callable[[Task], object]) -> None:
         """Do something to every sound task; one that fails to hold on to its partition is forgotten."""
@@ -101,14 +103,13 @@ class Ownership:
                 except (Moved, TransportError) as error:
                     self.forget([task.number], error)
 
-    @contextmanager
-    def stepping(self, numbers: Iterable[int]) -> Iterator[None]:
-        """Around everything from the first change of a state to the commit of the batch: if it is left by an exception, nothing of these
-        tasks is ever flushed."""
-        at_risk = set(numbers)
-        self._at_risk |= at_risk
-        yield
-        self._at_risk -= at_risk
+    def risk(self, numbers: Iterable[int]) -> None:
+        """States of these tasks are about to be changed by a batch that is not committed: none is flushed unless it `happened`."""
+        self._at_risk.update(numbers)
+
+    def happened(self, numbers: Iterable[int]) -> None:
+        """The batch is committed, or nothing of it was to be published."""
+        self._at_risk.difference_update(numbers)
 
     def rows(self, task: Task, users: Sequence[str]) -> NDArray[np.int64]:
         """`States.rows`, which waits for Redis and for room. Raises Moved, StoreError."""
@@ -119,6 +120,13 @@ class Ownership:
         if task.replaying and replayed(task):
             self._with_room(lambda: settle(self._states, task))
             log.info("in step with the log", extra={"fields": {"partition": task.number, "offsets": task.offsets}})
+
+    def flush_if_due(self) -> None:
+        """Between batches: now and then, and when enough has changed."""
+        waited_ms = (self._monotonic() - self.flushed_at) * 1000
+        if waited_ms >= self._settings.flush_interval_ms or np.count_nonzero(self._states.arena.dirty) >= self._settings.flush_users:
+            self.each(self.flush)
+            self.flushed_at = self._monotonic()
 
     def flush(self, task: Task) -> None:
         """`_flush`, waiting for Redis and Kafka. Raises Moved, StoreError, Fenced."""
@@ -182,5 +190,5 @@ class Ownership:
         task.store.abandon()
         self._states.drop(task)
         self.tasks.pop(task.number, None)
-        self._forgotten.discard(task.number)
+        self.forgotten.discard(task.number)
         self._at_risk.discard(task.number)

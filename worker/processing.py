@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +30,19 @@ RENEW_SHARE = 0.1  # of the time that may go into it
 NOBODY_DUE_MS = 1 << 62
 
 
+@dataclass(slots=True)
+class Begun:
+    """A batch that is stepped and is being published. tasks: whose states it changed. letters: reasons of its dead letters.
+    arrived_ms: when its records arrived in Kafka."""
+
+    tasks: list[int]
+    scored: Scored
+    letters: list[str] = field(default_factory=list)
+    arrived_ms: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+
+
 class Processing:
-    """Decode, load, step, publish."""
+    """Decode, load, step, publish. While Kafka commits a batch, the next one may be polled, decoded and loaded, but not stepped."""
 
     def __init__(
         self,
@@ -64,6 +76,7 @@ class Processing:
         )
         self._lateness_ms = round(settings.allowed_lateness_seconds * 1000)
         self._renew_at = monotonic()
+        self._begun: Begun | None = None
         self._bad = BadShare(settings.max_bad_share, settings.bad_window_records)
         self._dead_letter_bytes = patience("kafka", lambda: transport.message_bytes(settings.dead_letter_topic))
 
@@ -78,6 +91,29 @@ class Processing:
                 self._score(sources)
         except (Moved, TransportError) as error:
             self._owned.forget({source.partition.number for source in polled}, error)
+
+    def settle(self) -> None:
+        """Wait until the batch that is being published is committed. Raises TransportError, and its tasks are forgotten then;
+        FatalTransportError."""
+        begun, self._begun = self._begun, None
+        if begun is None:
+            return
+        metrics = self._metrics
+        try:
+            with metrics.stage("publish"):
+                self._transport.settle()
+        except TransportError as error:
+            self._owned.forget(begun.tasks, error)
+            raise
+        self._owned.happened(begun.tasks)
+        metrics.events.inc(begun.scored.events)
+        metrics.scores.labels("event").inc(begun.scored.events)
+        metrics.scores.labels("silence").inc(begun.scored.silences)
+        for i, target in enumerate(self.scoring.loaded.scorer.targets):
+            metrics.score.observe(target.name, begun.scored.probability[:, i])
+        for reason in begun.letters:
+            metrics.dead_letters.labels(reason).inc()
+        metrics.arrival_seconds.observe("event", self._wall() - begun.arrived_ms / 1000)
 
     def move_clock(self, task: Task) -> None:
         """Move the clock of an idle partition on by the wall clock, and fire, in steps, whatever the stream clock has passed."""
@@ -95,6 +131,7 @@ class Processing:
         started = self._monotonic()
         if task.renewal_cursor is None or task.replaying or started < self._renew_at:
             return
+        self.settle()
         cursor = task.renewal_cursor
         following, users = self._patience("redis", lambda: task.store.scan(cursor, RENEW_USERS))
         if users:
@@ -125,21 +162,24 @@ class Processing:
                     self._cut_at_leap(intake, sources, number, leap_ms, holding)
                     return
             rows = self._load(intake, tasks, due)
+        self.settle()
+        self._owned.flush_if_due()
         self._bad.observe(len(intake), len(intake.bad), intake.bad[-1].detail if intake.bad else "")
-        with self._owned.stepping(tasks):
-            with metrics.stage("step"):
-                after, silences = step(states, intake.events, rows, intake.before_ms, intake.reached_ms)
-                ends = {number: fire_due(states, task, fire_upto[number]) for number, task in tasks.items()}
-            for number, offsets in intake.offsets().items():
-                task = tasks[number]
-                task.offsets.update(offsets)
-                task.clock.stream_ms = intake.clock_after(number, task.clock.stream_ms)
-                task.fired(fire_upto[number])
-                task.active_at = self._monotonic()
-                if task.replaying:
-                    metrics.replayed.inc(intake.slices[number].stop - intake.slices[number].start)
-            if live:
-                self._publish_batch(intake, live, after, silences, {number: ends[number] for number in live})
+        self._owned.risk(tasks)
+        with metrics.stage("step"):
+            after, silences = step(states, intake.events, rows, intake.before_ms, intake.reached_ms)
+            ends = {number: fire_due(states, task, fire_upto[number]) for number, task in tasks.items()}
+        for number, offsets in intake.offsets().items():
+            task = tasks[number]
+            task.offsets.update(offsets)
+            task.clock.stream_ms = intake.clock_after(number, task.clock.stream_ms)
+            task.fired(fire_upto[number])
+            task.active_at = self._monotonic()
+            if task.replaying:
+                metrics.replayed.inc(intake.slices[number].stop - intake.slices[number].start)
+        self._owned.happened(tasks.keys() - live.keys())
+        if live:
+            self._publish_batch(intake, live, after, silences, {number: ends[number] for number in live})
         for task in tasks.values():
             self._owned.settle(task)
 
@@ -163,24 +203,17 @@ class Processing:
         bad = [(*intake.place(b.index), b) for b in intake.bad]
         bad = [b for b in bad if b[0].partition.number in live]
         letters = [dead_letters(self._settings.dead_letter_topic, bad, self._dead_letter_bytes)] if bad else []
-        self._publish([*scored.outgoing, *letters], live.values(), scored)
-        for _, _, letter in bad:
-            self._metrics.dead_letters.labels(letter.reason).inc()
         arrived_ms = np.fromiter((t for s in intake.sources if s.partition.number in live for t in s.times_ms), np.float64)
-        self._metrics.arrival_seconds.observe("event", self._wall() - arrived_ms / 1000)
+        begun = Begun(list(live), scored, [letter.reason for _, _, letter in bad], arrived_ms)
+        self._publish([*scored.outgoing, *letters], begun)
         self._metrics.batch_records.observe("live", np.array([float(len(intake))]))
 
-    def _publish(self, outgoing: Sequence[Outgoing], tasks: Iterable[Task], scored: Scored) -> None:
-        """Step 1 of the order of durability (worker.loop)."""
-        positions = {p: position for task in tasks for p, position in task.positions().items()}
+    def _publish(self, outgoing: Sequence[Outgoing], begun: Begun) -> None:
+        """Step 1 of the order of durability (worker.loop), up to `settle`."""
+        positions = {p: position for number in begun.tasks for p, position in self._owned.tasks[number].positions().items()}
         with self._metrics.stage("publish"):
             self._transport.publish(outgoing, positions)
-        metrics = self._metrics
-        metrics.events.inc(scored.events)
-        metrics.scores.labels("event").inc(scored.events)
-        metrics.scores.labels("silence").inc(scored.silences)
-        for i, target in enumerate(self.scoring.loaded.scorer.targets):
-            metrics.score.observe(target.name, scored.probability[:, i])
+        self._begun = begun
 
     def _replay_apart(self, sources: Sequence[Records]) -> list[Records]:
         """A batch never holds both what a partition replays and what it publishes: cut at the committed offset, read the rest again."""
@@ -230,6 +263,7 @@ class Processing:
 
     def _fire(self, task: Task) -> None:
         """Fire dues up to the stream clock, or as many as one transaction should hold."""
+        self.settle()
         upto_ms = min(task.clock.stream_ms, self._states.nth_due(task, LEAP_USERS))
         users, leap_ms = self._due_users(task, upto_ms)
         if leap_ms is not None:
@@ -238,13 +272,15 @@ class Processing:
         self._states.arena.firing = {task.number: upto_ms}
         self._states.arena.tick += 1
         self._owned.rows(task, users)
-        with self._owned.stepping([task.number]):
-            ends = fire_due(self._states, task, upto_ms)
-            task.fired(upto_ms)
-            if ends.user:
-                nothing = joined([], self._states.arena.hidden)
-                scored = self.scoring.score(None, nothing, nothing, {task.number: ends})
-                self._publish(scored.outgoing, [task], scored)
+        self._owned.risk([task.number])
+        ends = fire_due(self._states, task, upto_ms)
+        task.fired(upto_ms)
+        if ends.user:
+            nothing = joined([], self._states.arena.hidden)
+            scored = self.scoring.score(None, nothing, nothing, {task.number: ends})
+            self._publish(scored.outgoing, Begun([task.number], scored))
+        else:
+            self._owned.happened([task.number])
 
     def _caught_up(self, task: Task) -> bool:
         bounds = self._transport.bounds([Partition(topic, task.number) for topic in task.offsets])

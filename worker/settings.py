@@ -46,7 +46,7 @@ class WorkerSettings(Settings):
     )
     idle_seconds: float = Field(60, gt=0, description="a partition without events for this long has its clock moved on by the wall clock")
     target_p99_ms: float = Field(50, gt=0, description="bounds the micro-batch: it shrinks when a batch takes longer than half of this")
-    max_batch_records: int = Field(2000, ge=1, description="most records in a micro-batch")
+    max_batch_records: int = Field(4000, ge=1, description="most records in a micro-batch")
     cache_users: int = Field(200_000, ge=1000, description="most users whose state is kept in memory")
     flush_interval_ms: float = Field(
         250, ge=0, description="most time between a score and its state in Redis; also bounds the replay after a crash"

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from model import statistics
 from model.artifact import Model
 from model.features import Previous, step_features
+from model.statistics import BY_SLOT
 from worker.arena import UNKNOWN, Arena
 from worker.record import chunk_slots, dequantise, history, identity, parse, quantise
 from worker.schedule import Schedule
@@ -92,6 +93,7 @@ class States:
         arena = self.arena
         rows = np.flatnonzero((arena.partition == task.number) & arena.dirty)
         if not len(rows) and not task.gone and task.applied == task.progress():
+            task.store.settle()
             return 0
         users = [arena.user[row] for row in rows.tolist()]
         moved = np.flatnonzero(self._moved(task, rows))
@@ -99,7 +101,7 @@ class States:
         timers = timer_seconds(due_ms)
         arena.records["prefix"]["stored_due_seconds"][rows[moved]] = timers
         size = arena.records.dtype.itemsize
-        packed = memoryview(arena.read(rows).tobytes())
+        packed = memoryview(arena.read(rows).view(np.uint8))  # type: ignore[arg-type]
         changes = Flush(
             records={u: packed[i * size : (i + 1) * size] for i, u in enumerate(users)},  # type: ignore[misc]
             chunks=task.chunks,
@@ -136,10 +138,11 @@ class States:
         values = task.store.load(users)
         arena = self.arena
         rows = arena.take(users, task.number, self.tables)
-        arena.clear(rows)
         arena.due_ms[rows] = NOT_DUE
         arena.stored_due_ms[rows] = UNKNOWN
         stored = [i for i, (u, v) in enumerate(zip(users, values, strict=True)) if v is not None and u not in task.gone]
+        if len(stored) < len(users):
+            arena.clear(np.delete(rows, stored))
         if stored:
             records, readable = parse([values[i] for i in stored], arena.records.dtype)  # type: ignore[misc]
             if not readable.all():
@@ -184,7 +187,7 @@ class States:
         alien = prefix["lineage"] != self.lineage
         if alien.any():
             stats = again.statistics()
-            for name in ("counts", "last_seconds"):  # what depends on the vocabulary; the rest is as good as ever
+            for name in BY_SLOT:  # what depends on the vocabulary; the rest is as good as ever
                 prefix["statistics"][name][alien] = stats[name][alien]
         prefix["encoder"] = self.encoder
         prefix["lineage"] = self.lineage

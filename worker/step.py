@@ -15,7 +15,7 @@ from model import statistics
 from model.events import EventColumns
 from model.features import Previous, step_features
 from model.statistics import STATISTICS
-from worker.record import FORMAT, TAIL, chunk_slots, dequantise, encode_chunk, quantise
+from worker.record import FORMAT, TAIL, chunk_slots, dequantise, encode_chunks, opaque, quantise
 from worker.states import States
 from worker.task import Task
 
@@ -72,7 +72,7 @@ def step(
         record["hidden"] = quantised
         own = prefix["statistics"]
         attributes = None if events.attributes is None else events.attributes[index]
-        statistics.update(own, features.slot, time_ms, events.value[index], attributes)
+        statistics.update(own, features.slot, time_ms, events.value[index], attributes, model.vocabulary.used)
         for name, column in zip(COLUMNS, columns, strict=True):
             prior[name] = column
         prior["time_ms"] = own["last_ms"]
@@ -81,7 +81,7 @@ def step(
         arena.write(row, record)
         arena.due_ms[row] = schedule.next_due(own["last_ms"], reached_ms[index])
         hidden[index] = dequantise(quantised)
-        stats[index] = own
+        opaque(stats)[index] = opaque(own)
     arena.dirty[rows] = True
     after = Questions(np.arange(count), events.user, stats["last_ms"].copy(), hidden, stats)
     return after, joined(silences, arena.hidden)
@@ -119,14 +119,14 @@ def _remember(states: States, prefix: NDArray[np.void], row: NDArray[np.int64]) 
     """Append each user's newest event (already in `previous`) to the tail; a full tail becomes a chunk."""
     n = np.arange(len(row))
     length = prefix["tail_length"].astype(np.int64)
-    prefix["tail"][n, length] = prefix["previous"]
+    opaque(prefix["tail"])[n, length] = opaque(prefix["previous"])
     length += 1
     full = np.flatnonzero(length == TAIL)
-    slots = chunk_slots(states.history_events)
-    for i in full.tolist():
-        index = int(prefix["statistics"]["count"][i]) // TAIL - 1
-        task = states.tasks[int(states.arena.partition[row[i]])]
-        task.chunks[states.arena.user[row[i]], index % slots] = encode_chunk(index, prefix["tail"][i])
+    index = prefix["statistics"]["count"][full].astype(np.int64) // TAIL - 1
+    slots = (index % chunk_slots(states.history_events)).tolist()
+    user, number = states.arena.user, states.arena.partition[row[full]].tolist()
+    for n, at, slot, chunk in zip(number, row[full].tolist(), slots, encode_chunks(index, prefix["tail"][full]), strict=True):
+        states.tasks[n].chunks[user[at], slot] = chunk
     length[full] = 0
     prefix["tail_length"] = length
 
@@ -147,12 +147,15 @@ def _rounds(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
 
 def joined(parts: list[Questions], hidden: int) -> Questions:
     """Questions one after the other, of `hidden` units."""
+    parts = [p for p in parts if p.user]
     if not parts:
         return Questions(np.zeros(0, np.int64), [], np.zeros(0, np.int64), np.zeros((0, hidden), np.float32), np.zeros(0, STATISTICS))
+    if len(parts) == 1:
+        return parts[0]
     return Questions(
         np.concatenate([p.place for p in parts]),
         [u for p in parts for u in p.user],
         np.concatenate([p.at_ms for p in parts]),
         np.concatenate([p.hidden for p in parts]),
-        np.concatenate([p.stats for p in parts]),
+        np.concatenate([opaque(p.stats) for p in parts]).view(STATISTICS),
     )

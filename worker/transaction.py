@@ -12,9 +12,9 @@ What this file knows of kafka-python (3.0.12) beyond its manual:
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import repeat
 from operator import methodcaller
 from typing import Any, TypeVar
@@ -30,6 +30,7 @@ T = TypeVar("T")
 ANSWER_MS = 5_000  # for one answer; nothing waits for Kafka longer than this, but for transactions
 CLOSE_S = 2.0
 BATCH_BYTES = 512 * 1024  # below the 1 MB that a topic takes by default: a larger batch would be refused, split and sent again
+LINGER_MS = 100  # nothing lingers, as all is flushed; but the sender does not begin with small requests while more is being added
 LARGEST_REQUEST = 64 * 1024 * 1024  # a topic may allow large dead letters
 
 
@@ -41,9 +42,14 @@ class Undelivered(Exception):
 
 
 class Producer(KafkaProducer):  # type: ignore[misc]
-    """A producer that can be given up with messages in it."""
+    """A producer that can be given up with messages in it, and whose name is at hand: `send` asks for it twice a message, to log it."""
 
     _abandoned = False
+    _name = ""
+
+    def __str__(self) -> str:
+        self._name = self._name or str(super().__str__())
+        return self._name
 
     def flush(self, timeout: float | None = None) -> None:
         if not self._abandoned:
@@ -65,6 +71,7 @@ class Publisher:
         self._limit_ms = settings.transaction_timeout_ms  # Kafka has given a transaction up by then
         self._producer: Producer | None = None
         self._ready = False
+        self._ending: Future[None] | None = None
 
     def prepare(self) -> Producer:
         """exactly_once: when this returns, no transaction of this transactional id is open, also none of a worker that died."""
@@ -77,11 +84,11 @@ class Publisher:
                 metrics_enabled=False,
                 acks="all",
                 enable_idempotence=True,
-                linger_ms=0,
+                linger_ms=LINGER_MS,
                 batch_size=BATCH_BYTES,
                 max_request_size=LARGEST_REQUEST,
                 max_block_ms=ANSWER_MS,
-                request_timeout_ms=min(ANSWER_MS, self._limit_ms),
+                request_timeout_ms=min(ANSWER_MS, self._limit_ms - LINGER_MS),
                 delivery_timeout_ms=self._limit_ms,
                 retry_backoff_ms=10,  # also between transactions, while the last one's markers are written: 4 ms rather than 34 for each
                 **(transactional if self._exactly_once else {}),
@@ -98,22 +105,21 @@ class Publisher:
             self._ready = True
         return self._producer
 
-    def publish(self, outgoing: Sequence[Outgoing], offsets: Mapping[Any, Any], member: Any) -> None:
+    def begin(self, outgoing: Sequence[Outgoing], offsets: Mapping[Any, Any], member: Any) -> None:
         """exactly_once: in one transaction with the offsets. at_least_once: the offsets are not looked at."""
         producer = self.prepare()
-        try:
+        with self._undoing(producer):
             if self._exactly_once:
                 producer.begin_transaction()
-            deliver(producer, outgoing, self._limit_ms / 1000)
-            if self._exactly_once:
-                bounded(lambda: self._end(producer, offsets, member), self._limit_ms / 1000)
-        except Exception as error:
-            answers = not isinstance(error, E.KafkaTimeoutError)
-            if self._exactly_once and answers:  # an open transaction holds up whoever reads committed messages
-                with suppress(Exception):
-                    bounded(producer.abort_transaction, CLOSE_S)
-            self._drop()
-            raise
+            futures = send(producer, outgoing)
+        self._ending = started(lambda: self._end(producer, outgoing, futures, offsets, member))
+
+    def settle(self) -> None:
+        """Wait for what was begun."""
+        ending, self._ending = self._ending, None
+        if ending is not None and self._producer is not None:
+            with self._undoing(self._producer):
+                within(self._limit_ms / 1000, ending)
 
     def close(self) -> None:
         if (producer := self._producer) is not None:
@@ -121,10 +127,24 @@ class Publisher:
                 bounded(lambda: producer.close(timeout=CLOSE_S), CLOSE_S + 0.5)
             self._drop()
 
-    def _end(self, producer: Producer, offsets: Mapping[Any, Any], member: Any) -> None:
-        if offsets:
-            producer.send_offsets_to_transaction(offsets, member)
-        producer.commit_transaction()
+    def _end(self, producer: Producer, outgoing: Sequence[Outgoing], futures: list[Any], offsets: Mapping[Any, Any], member: Any) -> None:
+        acknowledge(producer, outgoing, futures, self._limit_ms / 1000)
+        if self._exactly_once:
+            if offsets:
+                producer.send_offsets_to_transaction(offsets, member)
+            producer.commit_transaction()
+
+    @contextmanager
+    def _undoing(self, producer: Producer) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            answers = not isinstance(error, E.KafkaTimeoutError)
+            if self._exactly_once and answers:  # an open transaction holds up whoever reads committed messages
+                with suppress(Exception):
+                    bounded(producer.abort_transaction, CLOSE_S)
+            self._drop()
+            raise
 
     def _drop(self) -> None:
         if self._producer is not None:
@@ -152,6 +172,11 @@ def connect(kind: Callable[..., T], settings: WorkerSettings, **config: Any) -> 
 
 def bounded(call: Callable[[], T], timeout_s: float) -> T:
     """`call()` in a thread of its own, which is left behind if it takes longer. Raises KafkaTimeoutError then."""
+    return within(timeout_s, started(call))
+
+
+def started(call: Callable[[], T]) -> Future[T]:
+    """`call()` in a thread of its own."""
     outcome: Future[T] = Future()
 
     def run() -> None:
@@ -161,15 +186,20 @@ def bounded(call: Callable[[], T], timeout_s: float) -> T:
             outcome.set_exception(error)
 
     threading.Thread(target=run, name="kafka-bounded", daemon=True).start()
+    return outcome
+
+
+def within(timeout_s: float, outcome: Future[T]) -> T:
+    """What came of it. Raises KafkaTimeoutError if that is not known in time."""
     try:
         return outcome.result(timeout_s)
     except TimeoutError:
         raise E.KafkaTimeoutError(f"no answer in {timeout_s:.0f} s") from None
 
 
-def deliver(producer: Any, outgoing: Sequence[Outgoing], timeout_s: float) -> None:
-    """Send, and wait until every message is acknowledged."""
-    send = producer.send
+def send(producer: Any, outgoing: Sequence[Outgoing]) -> list[Any]:
+    """A future of each message, in order."""
+    send_one = producer.send
     futures: list[Any] = []
     for batch in outgoing:
         topic, number = batch.topic, batch.partition
@@ -178,9 +208,14 @@ def deliver(producer: Any, outgoing: Sequence[Outgoing], timeout_s: float) -> No
         try:
             for key, value, about in zip(batch.keys, batch.values, headers, strict=False):
                 # kafka-python sends no message without both
-                futures.append(send(topic, b"" if value is None and key is None else value, key, about, number))
+                futures.append(send_one(topic, b"" if value is None and key is None else value, key, about, number))
         except E.KafkaError as error:
             raise Undelivered(_named(batch, len(futures) - sent), error) from error
+    return futures
+
+
+def acknowledge(producer: Any, outgoing: Sequence[Outgoing], futures: list[Any], timeout_s: float) -> None:
+    """Wait until every message is acknowledged."""
     if futures:
         with suppress(E.UnknownError):  # a batch was too large for its topic, and is being sent in parts
             producer.flush(timeout_s)

@@ -122,8 +122,15 @@ class Transport(Protocol):
         """Deliver from `offset` on. Records fetched before the seek are not delivered. A partition not owned is ignored."""
 
     def publish(self, outgoing: Sequence[Outgoing], positions: Mapping[Partition, Position]) -> None:
-        """exactly_once: one transaction of the messages and the positions; when it returns, both are committed; when it raises, ask
-        `committed`. at_least_once: the messages are acknowledged when it returns; the positions wait for `commit`.
+        """Begin to publish; `settle` says what came of it, and is called before the next one is begun.
+
+        exactly_once: one transaction of the messages and the positions. at_least_once: messages alone; the positions wait for `commit`.
+        Raises what `settle` raises, where that is known at once; there is nothing to settle then.
+        """
+
+    def settle(self) -> None:
+        """Wait for what was begun, if anything was. When it returns, everything is committed (at_least_once: acknowledged); when it
+        raises, ask `committed`. A poll may come between, and what that reports as revoked can still be settled before the next poll.
 
         Raises Fenced, TransportError (the transaction was aborted as far as possible and the producer rebuilt), FatalTransportError.
         """

@@ -234,12 +234,12 @@ class KafkaTransport:
     def publish(self, outgoing: Sequence[Outgoing], positions: Mapping[Partition, Position]) -> None:
         self._check_owned(positions)
         self._find({o.topic for o in outgoing})
-        try:
-            with self._speaking("publishing"):
-                self._publisher.publish(outgoing, _offsets(positions), self._assignment.member)
-        except Exception:
-            self._topics.clear()  # a topic may have been deleted
-            raise
+        with self._publishing():
+            self._publisher.begin(outgoing, _offsets(positions), self._assignment.member)
+
+    def settle(self) -> None:
+        with self._publishing():
+            self._publisher.settle()
 
     def commit(self, positions: Mapping[Partition, Position]) -> None:
         self._check_owned(positions)
@@ -310,6 +310,15 @@ class KafkaTransport:
                 yield admin
             finally:
                 admin.close()
+
+    @contextmanager
+    def _publishing(self) -> Iterator[None]:
+        try:
+            with self._speaking("publishing"):
+                yield
+        except Exception:
+            self._topics.clear()  # a topic may have been deleted
+            raise
 
     @contextmanager
     def _speaking(self, doing: str) -> Iterator[None]:

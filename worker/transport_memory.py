@@ -1,4 +1,5 @@
-"""A whole broker in memory, and the transport over it: for deterministic simulation of the worker. No threads, no clock, no chance.
+"""A whole broker in memory, and the transport over it: for deterministic simulation of the worker. No threads, no clock, no chance but
+what is handed in.
 
 As in Kafka: a rebalance ends when every member has polled again after it was told what it gives up (or was expired), and until then the
 old generation may commit; a transaction leaves a marker, so offsets have gaps; a second producer with a transactional id fences the first.
@@ -7,7 +8,7 @@ old generation may commit; a transaction leaves a marker, so offsets have gaps; 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -131,7 +132,9 @@ class MemoryTransport:
         topics: Collection[str],
         guarantee: Literal["exactly_once", "at_least_once"] = "exactly_once",
         transactional_id: str = "worker",
+        later: Callable[[], bool] = lambda: False,
     ) -> None:
+        """later: whether what a `publish` begins happens only when it is settled."""
         self.group = group
         self._broker, self._topics, self._id = broker, sorted(topics), transactional_id
         self._exactly_once = guarantee == "exactly_once"
@@ -140,6 +143,8 @@ class MemoryTransport:
         self._owned: dict[Partition, int | None] = {}  # the next offset; None before the first seek
         self._released: set[Partition] = set()  # just revoked: can still be committed
         self._epoch: int | None = None
+        self._later = later
+        self._ending: Callable[[], None] | None = None
 
     def poll(self, timeout_ms: int, max_records: int) -> Polled:
         self._reach()
@@ -197,9 +202,22 @@ class MemoryTransport:
             self._owned[partition] = offset
 
     def publish(self, outgoing: Sequence[Outgoing], positions: Mapping[Partition, Position]) -> None:
+        assert self._ending is None
         self._reach()
         self._check_owned(positions)
         sending = [(self._log_for(o, i), o, i) for o in outgoing for i in range(len(o.values))]
+        if self._later():
+            self._ending = lambda: self._publish(sending, positions)
+        else:
+            self._publish(sending, positions)
+
+    def settle(self) -> None:
+        ending, self._ending = self._ending, None
+        if ending is not None:
+            self._reach()
+            ending()
+
+    def _publish(self, sending: Sequence[tuple[Log, Outgoing, int]], positions: Mapping[Partition, Position]) -> None:
         if self._exactly_once:
             self._prepare()
             if self._broker.epochs[self._id] != self._epoch:
