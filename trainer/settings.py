@@ -40,7 +40,7 @@ class TrainerSettings(Settings):
     shard_events: int = Field(
         250_000,
         gt=0,
-        description="events that are in memory at once while training (4 kB each); more are prepared and kept on disk by shards",
+        description="events that are in memory at once while training (7 kB each); more are prepared and kept on disk by shards",
     )
     validation_share: float = Field(0.1, gt=0, lt=0.5, description="share of the window's days, after training, that stops the fitting")
     test_share: float = Field(0.2, gt=0, lt=0.5, description="share of the window's days, the newest, on which the gate decides")
