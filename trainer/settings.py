@@ -73,7 +73,7 @@ class TrainerSettings(Settings):
     device: str = Field("auto", description="where to fit: cpu, cuda, cuda:1; auto takes a GPU if there is one")
     mixed_precision: Literal["auto", "on", "off"] = Field(
         "auto",
-        description="multiply in bfloat16 in the heads while fitting; auto: on a GPU (not measured there); pays on a CPU with AVX512-BF16",
+        description="multiply in bfloat16 in the heads while fitting; auto: on a GPU, where it has not been measured, and not on a CPU",
     )
     threads: int = Field(1, ge=0, description="CPU threads of the fitting; 0 takes all cores")
     nice: int = Field(5, ge=0, le=19, description="how far the trainer steps back from other processes for the CPU (os.nice)")
