@@ -40,7 +40,7 @@ class TrainerSettings(Settings):
     shard_events: int = Field(
         250_000,
         gt=0,
-        description="events that are in memory at once while training (4 kB each); more are prepared and kept on disk by shards",
+        description="events that are in memory at once while training (7 kB each); more are prepared and kept on disk by shards",
     )
     validation_share: float = Field(0.1, gt=0, lt=0.5, description="share of the window's days, after training, that stops the fitting")
     test_share: float = Field(0.2, gt=0, lt=0.5, description="share of the window's days, the newest, on which the gate decides")
@@ -80,7 +80,7 @@ class TrainerSettings(Settings):
     device: str = Field("auto", description="where to fit: cpu, cuda, cuda:1; auto takes a GPU if there is one")
     mixed_precision: Literal["auto", "on", "off"] = Field(
         "auto",
-        description="multiply in bfloat16 in the heads while fitting; auto: on a GPU (not measured there); pays on a CPU with AVX512-BF16",
+        description="multiply in bfloat16 in the heads while fitting; auto: on a GPU, where it has not been measured, and not on a CPU",
     )
     threads: int = Field(1, ge=0, description="CPU threads of the fitting; 0 takes all cores")
     nice: int = Field(5, ge=0, le=19, description="how far the trainer steps back from other processes for the CPU (os.nice)")
