@@ -47,7 +47,7 @@ HISTORY_DAYS, DRIFT_DAY = 85, 35
 STRETCH_DAYS = 5
 TRAINER = {
     "REFRESH_INTERVAL_SECONDS": 6,
-    "ROUND_INTERVAL_SECONDS": 60,
+    "ROUND_INTERVAL_SECONDS": 90,
     "WINDOW_DAYS": 90,
     "ROUND_BUDGET_SECONDS": 20,
     "MIN_DAYS": HISTORY_DAYS - 0.5,  # the first round begins when the history is there
