@@ -5,8 +5,8 @@ From one live day on a promotion is on: carts and purchases come several times a
 published: `excess` is their expected log-loss beyond that of the exact filter, which knows the promotion from its first moment on.
 
 Seconds are counted on the wall clock, from the arrival of the first drifted event in Kafka to the promotion of the first heads, and of the
-first encoder, that have learnt from drifted events. A day of the stream takes a second, so the periods of the rhythms are seconds, too.
-Nothing outlives the bench, whatever ends it.
+first encoder, that have learnt from drifted events. A round brings new heads, too, and holds up a refresh for as long as it takes. A day of
+the stream takes a second, so the periods of the rhythms are seconds, too. Nothing outlives the bench, whatever ends it.
 """
 
 from __future__ import annotations
@@ -26,9 +26,11 @@ from rich.console import Console
 from demo.audit import records
 from demo.board import Board, Observer
 from demo.cast import Cast, Play, ends, feed, finished, programs
+from demo.launch import ProgramEnded
 from demo.metrics import Endpoint
+from demo.process import StartFailed
 from demo.quality import Quality
-from demo.run import Scene
+from demo.run import Scene, Stuck
 from demo.servers import kafka, redis
 from demo.shop import DAY_MS, Ints
 from demo.stream import Shop, Stream
@@ -45,7 +47,7 @@ HISTORY_DAYS, DRIFT_DAY = 85, 35
 STRETCH_DAYS = 5
 TRAINER = {
     "REFRESH_INTERVAL_SECONDS": 6,
-    "ROUND_INTERVAL_SECONDS": 60,
+    "ROUND_INTERVAL_SECONDS": 90,
     "WINDOW_DAYS": 90,
     "ROUND_BUDGET_SECONDS": 20,
     "MIN_DAYS": HISTORY_DAYS - 0.5,  # the first round begins when the history is there
@@ -74,17 +76,17 @@ class Stretch:
 
 @dataclass(frozen=True)
 class Step:
-    """A promotion. part: what is new, the encoder (and its heads) or the heads alone. Days are live days.
+    """A promotion. at: epoch seconds. part: what is new, the encoder and its heads, or the heads alone.
 
-    at: epoch seconds. learnt_until_day: where the events end that the part was fitted on.
+    heads_until_ms, learnt_until_ms: where the events end that the heads, and what the rhythm is for, were fitted on.
     """
 
     at: float
     version: str
     part: str
     rhythm: str
+    heads_until_ms: int
     learnt_until_ms: int
-    learnt_until_day: float
     reason: str
 
 
@@ -109,7 +111,8 @@ class Course:
             if decision.action == "promoted":
                 step = self._step(decision.version)
                 self.steps.append(step)
-                what = f"{step.part}, learnt until day {step.learnt_until_day:.0f}"
+                days = [f"{(ms - self.stream.live_ms) / DAY_MS:.0f}" for ms in sorted({step.learnt_until_ms, step.heads_until_ms})]
+                what = f"{step.part}, learnt until day {', heads '.join(days)}"
             else:
                 what = decision.version
             self.out.print(f"{'':11}{decision.action} {what}: {decision.reason}", soft_wrap=True)
@@ -138,8 +141,8 @@ class Course:
         before = manifests[self.steps[-1].version] if self.steps else None
         decision = next(d for d in self.registry.decisions() if d["version"] == version and d["action"] == "promoted")
         until_ms, part, rhythm = learnt(manifest, before)
-        day = round((until_ms - self.stream.live_ms) / DAY_MS, 1)
-        return Step(datetime.fromisoformat(decision["at"]).timestamp(), version, part, rhythm, until_ms, day, decision["reason"])
+        at = datetime.fromisoformat(decision["at"]).timestamp()
+        return Step(at, version, part, rhythm, manifest.window.end_ms, until_ms, decision["reason"])
 
 
 def learnt(manifest: Manifest, before: Manifest | None) -> tuple[int, str, str]:
@@ -206,16 +209,15 @@ def figures(course: Course, arrivals: Arrivals, said: dict[str, float]) -> dict[
     enough = before + RECOVERED * (worst - before)
     # It has recovered where no later stretch is above: one lucky stretch is none.
     lasting = [s for i, s in enumerate(after) if all(later.mean <= enough for later in after[i:])]
-    aware = {
-        part: next((s for s in course.steps if s.part == part and s.learnt_until_ms > drift.at_ms), None) for part in ("heads", "encoder")
-    }
+    heads = next((s for s in course.steps if s.heads_until_ms > drift.at_ms), None)
+    encoder = next((s for s in course.steps if s.part == "encoder" and s.learnt_until_ms > drift.at_ms), None)
     took = {step.rhythm: step.at - arrivals.last_before(step.learnt_until_ms) for step in course.steps}
     return {
         "excess_before": round(before, 5),
         "excess_worst": round(worst, 5),
         "excess_last": round(float(np.mean([s.mean for s in after[-4:]])), 5),
-        "seconds_to_heads": round(aware["heads"].at - begin, 1) if aware["heads"] else None,
-        "seconds_to_encoder": round(aware["encoder"].at - begin, 1) if aware["encoder"] else None,
+        "seconds_to_heads": round(heads.at - begin, 1) if heads else None,
+        "seconds_to_encoder": round(encoder.at - begin, 1) if encoder else None,
         "recovered_from_day": lasting[0].begin - DRIFT_DAY if lasting else None,
         "event_to_promotion_measured": {rhythm: round(seconds, 1) for rhythm, seconds in took.items()},
         "event_to_promotion_said": said,
@@ -272,6 +274,9 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     try:
         return run(options.users, options.seed, options.seconds, options.json)
+    except (ProgramEnded, Stuck, StartFailed) as error:
+        print(error, file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("\nended early; nothing is left behind", file=sys.stderr)
         return 130
