@@ -142,7 +142,6 @@ SABOTAGES: dict[str, Sabotage] = {
     "saturated": _altered(lambda c: _last(c).bias.fill_(-40)),
     "wrong vocabulary": _altered(_wrong_vocabulary),
     "a target missing": _altered(_lacks_a_target),
-    "statistics unplugged": _altered(_forgetful),
     "noise on the weights": _altered(_noisy),
     "untrained head": _altered(_untrained),
     "refresh: shuffled": lambda shop: shop.refreshed(shop.yesterdays, _permuted_types(shop)),
@@ -154,6 +153,7 @@ WITHOUT_A_CELL: dict[str, Sabotage] = {
     "overconfident": _altered(lambda c: _last(c).weight.mul_(2)),
     "constant": _altered(lambda c: _last(c).weight.zero_()),
     "heads swapped": _altered(_swapped),
+    "statistics unplugged": _altered(_forgetful),
 }
 """Where the heads are all that answers. Above a cell they are a correction, and it answers in their place."""
 
