@@ -29,15 +29,13 @@ Sabotage = Callable[[Shop], Challenger]
 
 def sabotaged(seed: int, size: Size, *, cell: bool, names: tuple[str, ...] | None = None) -> Iterator[Bout]:
     """A challenger of each kind of sabotage, most of them fresher than the good champion that they meet, which is two days older."""
-    shop = Shop(seed, size, cell=cell)
-    for name, sabotage in {**SABOTAGES, **(OF_THE_CELL if cell else WITHOUT_A_CELL)}.items():
-        if names is None or name in names:
-            yield Bout(name, shop, sabotage(shop), shop.yesterdays)
-    if names is None or any(name in names for name in OF_VALUES):
-        shop = Shop(seed + 1000, size, cell=cell, told_by_value=True)
-    for name, sabotage in OF_VALUES.items():
-        if names is None or name in names:
-            yield Bout(name, shop, sabotage(shop), shop.yesterdays)
+    plain, priced = (SABOTAGES | OF_THE_CELL, OF_VALUES) if cell else (SABOTAGES | WITHOUT_A_CELL, OF_VALUES | OF_VALUES_WITHOUT_A_CELL)
+    for sabotages, told_by_value in ((plain, False), (priced, True)):
+        chosen = {name: sabotage for name, sabotage in sabotages.items() if names is None or name in names}
+        if chosen:
+            shop = Shop(seed + 1000 * told_by_value, size, cell=cell, told_by_value=told_by_value)
+            for name, sabotage in chosen.items():
+                yield Bout(name, shop, sabotage(shop), shop.yesterdays)
 
 
 def _permuted_types(shop: Shop) -> History:
@@ -144,7 +142,6 @@ SABOTAGES: dict[str, Sabotage] = {
     "saturated": _altered(lambda c: _last(c).bias.fill_(-40)),
     "wrong vocabulary": _altered(_wrong_vocabulary),
     "a target missing": _altered(_lacks_a_target),
-    "statistics unplugged": _altered(_forgetful),
     "noise on the weights": _altered(_noisy),
     "untrained head": _altered(_untrained),
     "refresh: shuffled": lambda shop: shop.refreshed(shop.yesterdays, _permuted_types(shop)),
@@ -156,12 +153,13 @@ WITHOUT_A_CELL: dict[str, Sabotage] = {
     "overconfident": _altered(lambda c: _last(c).weight.mul_(2)),
     "constant": _altered(lambda c: _last(c).weight.zero_()),
     "heads swapped": _altered(_swapped),
+    "statistics unplugged": _altered(_forgetful),
 }
 """Where the heads are all that answers. Above a cell they are a correction, and it answers in their place."""
 
 
 def _in_units_of(value: float) -> Sabotage:
-    """Fitted on values in other units than those that it is asked in."""
+    """Fitted on values in units of so much, and asked in units of one."""
     return lambda shop: shop.fitted(replace(shop.sample, value=shop.sample.value / np.float32(value)))
 
 
@@ -170,11 +168,16 @@ def _scaled_wrongly(challenger: Challenger) -> None:
 
 
 OF_VALUES: dict[str, Sabotage] = {
-    "values in cents": _in_units_of(0.01),
-    "values in thousands": _in_units_of(1000),
-    "value scaling off by 1000": _altered(_scaled_wrongly),
+    "cents after units": _in_units_of(100),
+    "millis after units": _in_units_of(1000),
 }
 """Of any model, where values matter."""
+
+OF_VALUES_WITHOUT_A_CELL: dict[str, Sabotage] = {
+    "units after cents": _in_units_of(0.01),
+    "value scaling off by 1000": _altered(_scaled_wrongly),
+}
+"""Above a cell, which sees no values, these hurt by a thousandth of a nat or by a hundredth, as it happens."""
 
 
 def _cell(challenger: Challenger) -> Belief:

@@ -5,10 +5,10 @@ import torch
 
 from bench.challengers import Size, better
 from bench.gate import Row, judged, passes
-from bench.sabotages import OF_THE_CELL, OF_VALUES, SABOTAGES, WITHOUT_A_CELL, sabotaged
+from bench.sabotages import OF_THE_CELL, OF_VALUES, OF_VALUES_WITHOUT_A_CELL, SABOTAGES, WITHOUT_A_CELL, sabotaged
 
 SIZE = Size(users=1400, epochs=4, hidden=8, states=5, steps=60)
-SPOILT = ("NaN weights", "too high", "refresh: shuffled", "cell: hours for days", "cell: shuffled types", "values in cents")
+SPOILT = ("NaN weights", "too high", "refresh: shuffled", "cell: hours for days", "cell: shuffled types", "cents after units")
 
 
 @pytest.fixture(autouse=True)
@@ -17,20 +17,20 @@ def _one_thread() -> None:
 
 
 def test_better_ones_pass() -> None:
-    rows = list(judged("better", better(0, SIZE, cell=True)))
+    rows = list(judged("better", better(1, SIZE, cell=True)))
     assert all(row.gap is not None and row.gap < 0 for row in rows), rows  # the law says so, too
     assert all(row.promoted for row in rows), rows
 
 
 def test_sabotaged_ones_do_not() -> None:
-    rows = list(judged("sabotaged", sabotaged(0, SIZE, cell=True, names=SPOILT)))
+    rows = list(judged("sabotaged", sabotaged(1, SIZE, cell=True, names=SPOILT)))
     assert [row.name for row in rows] == list(SPOILT)
     assert all(row.gap is None or row.gap > 0 for row in rows), rows  # the law says that it hurts
     assert not any(row.promoted for row in rows), rows
 
 
 def test_every_sabotage_has_a_name_of_its_own() -> None:
-    kinds = (SABOTAGES, WITHOUT_A_CELL, OF_THE_CELL, OF_VALUES)
+    kinds = (SABOTAGES, WITHOUT_A_CELL, OF_THE_CELL, OF_VALUES, OF_VALUES_WITHOUT_A_CELL)
     assert len(set().union(*kinds)) == sum(map(len, kinds))
 
 
