@@ -19,6 +19,7 @@ from model.registry import new_version
 from model.targets import Target, event_sets
 from trainer import evaluate
 from trainer.dataset import Landmarks, choose_vocabulary, fit_scaling, landmarks, scheduled, together
+from trainer.fading import faded
 from trainer.fit import Fitted, Progress, fit
 from trainer.history import History
 from trainer.material import Material, prepare
@@ -69,10 +70,11 @@ def train(
         inherits = champion is not None and same_units(Shape(**champion.manifest.shape), shape)
         scaling = champion.scaling if champion and inherits else fit_scaling(train_history.value)
 
-        def material(known: History, begin_ms: int, end_ms: int) -> Material:
-            return prepare(known, _moments(known, sets, begin_ms, end_ms, rng), vocabulary, scaling, edges_ms)
+        def material(known: History, begin_ms: int, end_ms: int, half_life: float = 0) -> Material:
+            moments = faded(_moments(known, sets, begin_ms, end_ms, rng), begin_ms, end_ms, half_life)
+            return prepare(known, moments, vocabulary, scaling, edges_ms)
 
-        training = material(train_history, split.begin_ms, split.validation_ms)
+        training = material(train_history, split.begin_ms, split.validation_ms, settings.half_life)
         validation = material(validation_history, split.validation_ms, split.test_ms)
         hazard_KB = evaluate.constant_hazards(training, edges_ms)
     torch.manual_seed(settings.seed)
@@ -94,7 +96,7 @@ def train(
         if settings.refit:
             passes = max(1, int(np.argmin(fitted.losses)))
             logger.info("%d passes did best; once more with the validation days, for as many", passes)
-            whole = material(validation_history, split.begin_ms, split.test_ms)
+            whole = material(validation_history, split.begin_ms, split.test_ms, settings.half_life)
             hazard_KB = evaluate.constant_hazards(whole, edges_ms)
             network.load_state_dict(begun)
             # In sample now, the validation loss no longer stops anything: it falls to the last pass.

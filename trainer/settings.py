@@ -46,6 +46,10 @@ class TrainerSettings(Settings):
     round_budget_seconds: float = Field(600, gt=0, description="seconds that the fitting of one round may take")
     epochs: int = Field(15, gt=0, description="passes over the training data at most; validation usually stops the fitting earlier")
     patience: int = Field(4, gt=0, description="passes without a better validation loss after which the fitting stops")
+    half_life: float = Field(
+        0, ge=0, description="age at which a training moment counts half, as a share of the training window; 0: all count alike"
+    )
+    averaged_passes: float = Field(0, ge=0, description="newest passes over which the weights are averaged; 0: the last weights are taken")
     refit: bool = Field(
         False, description="fit once more, on training and validation days together, for the number of passes that validation found best"
     )
