@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from model.network import Network
-from trainer.averaging import RunningMean
 from trainer.batches import Batch, chunks, pack
 from trainer.belief import STEP_SIZE, Streams, believed, fit_belief, start
 from trainer.material import Material, inputs_of, loss_of, negative_log_likelihood
@@ -103,7 +102,6 @@ def _fit(
     landmark_first = np.searchsorted(train.moments.event, np.arange(len(train.history) + 1))
     asked_events = len(np.unique(train.moments.event))
     batch_events = min(settings.batch_events, max(asked_events // LEAST_BATCHES, 64))
-    mean = RunningMean(fitted_here, settings.averaged_passes * asked_events / batch_events)
     planned = settings.epochs  # fewer, once it shows that the budget does not last for them: the step size must come down in any case
     for epoch in range(settings.epochs):
         network.train()
@@ -123,12 +121,8 @@ def _fit(
                 group["lr"] = peak * learning_rate_share(done)
             packed = pack(low, high, train.moments.event, landmark_first)
             batch_losses += _step(network, train, packed, believed_LS, optimizer, settings.gradient_norm)
-            mean.take()
             progress(done, f"pass {epoch + 1}")
-        with mean.in_place():
-            loss = validation_loss()
-            if loss < best_loss:
-                best_loss, best, since_best = loss, copy.deepcopy(network.state_dict()), -1
+        loss = validation_loss()
         losses.append(loss)
         train_losses.append(_mean(batch_losses))
         if epoch == 0:
@@ -136,6 +130,8 @@ def _fit(
             planned = min(planned, max(1, int(left / max(clock() - passes_begin, 1e-9))))
         progress((epoch + 1) / planned, f"pass {epoch + 1}: validation loss {loss:.4f}")
         since_best += 1
+        if loss < best_loss:
+            best_loss, best, since_best = loss, copy.deepcopy(network.state_dict()), 0
         if clock() - begin > settings.round_budget_seconds or epoch + 1 == planned < settings.epochs:
             why = f"the budget of {settings.round_budget_seconds:.0f} s is spent"
             break

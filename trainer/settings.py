@@ -49,7 +49,6 @@ class TrainerSettings(Settings):
     half_life: float = Field(
         0, ge=0, description="age at which a training moment counts half, as a share of the training window; 0: all count alike"
     )
-    averaged_passes: float = Field(0, ge=0, description="newest passes over which the weights are averaged; 0: the last weights are taken")
     refit: bool = Field(
         False, description="fit once more, on training and validation days together, for the number of passes that validation found best"
     )
