@@ -20,6 +20,7 @@ from model.targets import Target, event_sets
 from trainer import evaluate
 from trainer.dataset import Landmarks, choose_vocabulary, fit_scaling, landmarks, scheduled, together
 from trainer.distributed import ALONE, Team
+from trainer.fading import faded
 from trainer.fit import Fitted, Progress, fit
 from trainer.history import History
 from trainer.material import Material, prepare
@@ -85,8 +86,9 @@ def train(
         inherits = champion is not None and same_units(Shape(**champion.manifest.shape), shape)
         scaling = team.first_says(champion.scaling if champion and inherits else fit_scaling(train_history.value))
 
-        def material(known: History, begin_ms: int, end_ms: int, draws: np.random.Generator) -> Material:
-            return prepare(known, _moments(known, sets, begin_ms, end_ms, draws), vocabulary, scaling, edges_ms)
+        def material(known: History, begin_ms: int, end_ms: int, draws: np.random.Generator, half_life: float = 0) -> Material:
+            moments = faded(_moments(known, sets, begin_ms, end_ms, draws), begin_ms, end_ms, half_life)
+            return prepare(known, moments, vocabulary, scaling, edges_ms)
 
         def parts(end_ms: int) -> Parts:
             """Material of the moments up to `end`, by shards."""
@@ -95,9 +97,8 @@ def train(
             def make(number: int) -> Material:
                 known = shards[number].before(split.test_ms)
                 known_before[number] = known.users, len(known)
-                return material(
-                    known.before(end_ms), split.begin_ms, end_ms, rng if seeds is None else np.random.default_rng(seeds[number])
-                )
+                draws = rng if seeds is None else np.random.default_rng(seeds[number])
+                return material(known.before(end_ms), split.begin_ms, end_ms, draws, settings.half_life)
 
             return Parts(make, len(shards))
 

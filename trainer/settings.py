@@ -60,6 +60,9 @@ class TrainerSettings(Settings):
     round_budget_seconds: float = Field(600, gt=0, description="seconds that the fitting of one round may take")
     epochs: int = Field(15, gt=0, description="passes over the training data at most; validation usually stops the fitting earlier")
     patience: int = Field(4, gt=0, description="passes without a better validation loss after which the fitting stops")
+    half_life: float = Field(
+        0.25, ge=0, description="age at which a training moment counts half, as a share of the training window; 0: all count alike"
+    )
     refit: bool = Field(
         False, description="fit once more, on training and validation days together, for the number of passes that validation found best"
     )
