@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from model.network import Network
+from trainer.fading import fading
 from trainer.material import BLOCK, Material
 
 SHARES = (1 / 4, 1 / 16, 1 / 64)
@@ -34,12 +35,6 @@ NEWEST = 250_000
 STEPS = 30
 
 Doubles = NDArray[np.float64]
-
-
-def fading(at_ms: NDArray[np.int64], end_ms: int, half_life_ms: float) -> Doubles:
-    """(L,) weights of moments: 1 at the end, a half one half-life before it."""
-    weights: Doubles = np.exp2(-(end_ms - at_ms) / half_life_ms)
-    return weights
 
 
 def half_lives(begin_ms: int, end_ms: int) -> list[float]:

@@ -28,6 +28,7 @@ from model.targets import event_sets
 from trainer import evaluate, levels
 from trainer.challenger import Challenger, Split, grid
 from trainer.dataset import landmarks, scheduled, together
+from trainer.fading import fading
 from trainer.fit import Fitted, Progress, Stopped, learning_rate_share, no_progress
 from trainer.gate import ONE_SIDED
 from trainer.history import History
@@ -77,7 +78,7 @@ def refresh(
         role_U = roles(history.user_ids, settings)
         known = history.of_users(role_U != Role.judge)
         moments = together(*(draw(known, model.sets, split.begin_ms, split.end_ms, rng) for draw in (landmarks, scheduled)))
-        moments.weight *= levels.fading(moments.at_ms, split.end_ms, half_lives_ms[0]).astype(np.float32)
+        moments.weight *= fading(moments.at_ms, split.end_ms, half_lives_ms[0]).astype(np.float32)
         material = prepare(known, moments, model.vocabulary, model.scaling, edges_ms)
         hidden_EH = hidden_along(network, material.steps, known)
         stops_U = role_U[role_U != Role.judge] == Role.stopper
