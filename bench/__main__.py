@@ -1,4 +1,4 @@
-"""python -m bench throughput | quality | gate | drift."""
+"""python -m bench throughput | quality | training | gate | drift."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import sys
 from dataclasses import replace
 
-from bench import drift, gate, quality, throughput
+from bench import drift, gate, quality, throughput, training
 from trainer.settings import TrainerSettings
 
 
@@ -18,7 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
     raw = argparse.RawDescriptionHelpFormatter
     for name, of, text in (
         ("gate", gate, "sabotaged and better challengers before the trainer's gate"),
-        ("drift", drift, "how the promoted model recovers when behaviour changes"),
+        ("drift", drift, "how soon the running service follows when behaviour changes"),
     ):
         commands.add_parser(name, help=text, add_help=False)
         if arguments[:1] == [name]:
@@ -39,7 +39,15 @@ def main(arguments: list[str] | None = None) -> int:
     good.add_argument("--seed", type=int, default=0, help="of the shop, the questions and the fitting (default %(default)s)")
     good.add_argument("--belief-states", type=int, help="of the belief cell; 0: without one (default: the trainer's)")
     good.add_argument("--encoder", choices=["gru", "lstm", "rnn"], default="gru", help="recurrent units (default %(default)s)")
-    for command in (fast, good):
+    fit = commands.add_parser(
+        "training", formatter_class=raw, description=training.__doc__, help="events a second of the trainer's fitting"
+    )
+    fit.add_argument("--events", type=int, default=1_500_000, help="of the simulated shop, about (default %(default)s)")
+    fit.add_argument("--seconds", type=float, default=10, help="of CPU time that each plain loop is measured for (default %(default)s)")
+    fit.add_argument("--epochs", type=int, help="passes at most (default: the trainer's)")
+    fit.add_argument("--threads", type=int, help="torch threads, 0 for all cores (default: the trainer's)")
+    fit.add_argument("--seed", type=int, default=0, help="of the shop and the fitting (default %(default)s)")
+    for command in (fast, good, fit):
         command.add_argument("--json", action="store_true", help="end with one line of JSON on stdout")
     options = parser.parse_args(arguments)
     if options.what == "quality":
@@ -49,6 +57,10 @@ def main(arguments: list[str] | None = None) -> int:
         if options.belief_states is not None:
             settings = settings.model_copy(update={"belief_states": options.belief_states})
         return quality.run(options.users, options.days, options.seed, settings, options.json)
+    if options.what == "training":
+        changes = {name: value for name in ("epochs", "threads") if (value := getattr(options, name)) is not None}
+        settings = TrainerSettings(seed=options.seed, round_budget_seconds=3600, **changes)
+        return training.run(options.events, options.seconds, settings, options.json)
     plan = replace(plan, events=options.events, users=tuple(options.users), rounds=options.rounds)
     return throughput.run(plan.quick() if options.quick else plan, options.json)
 

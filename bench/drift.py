@@ -1,122 +1,282 @@
-"""python -m bench drift: a shop changes its behaviour one day; how the promoted model's live log-loss recovers, round by round.
+"""python -m bench drift: a shop changes its behaviour one day; how soon the running service follows, from event to promoted weights.
 
-A simulated shop has a promotion from one day on: more carts and purchases, and a law that is known before and after. The trainer's own
-rounds (`trainer.rounds.run_round`, gate and registry included) are held every few days of stream time on what had come by then. Between
-two rounds, the promoted model answers the moments of those days; `excess` is its expected log-loss beyond that of the exact filter, which
-knows the drift. A promotion that keeps the encoder_id changes the heads at most; a warm start that found nothing better not even those.
-What is not in it: Kafka, Redis and the worker. Seconds are those of a round, from its data to promoted weights.
+The demo's cast plays (Kafka, Redis, `worker run`, `trainer run`, and the shop writing its stream day by day), with both rhythms at work.
+From one live day on a promotion is on: carts and purchases come several times as often. The table is of the scores that the worker has
+published: `excess` is their expected log-loss beyond that of the exact filter, which knows the promotion from its first moment on.
+
+Seconds are counted on the wall clock, from the arrival of the first drifted event in Kafka to the promotion of the first heads, and of the
+first encoder, that have learnt from drifted events. A round brings new heads, too, and holds up a refresh for as long as it takes. A day of
+the stream takes a second, so the periods of the rhythms are seconds, too. Nothing outlives the bench, whatever ends it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import tempfile
+import sys
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from datetime import timedelta
-from pathlib import Path
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
 
 import numpy as np
-import torch
+from rich.console import Console
 
-from bench.challengers import NOW, PROMOTION, START_MS, known_shop
-from demo.attainable import Filter
-from demo.shop import DAY_MS, Drift, shop_law
-from model.artifact import Model
+from demo.audit import records
+from demo.board import Board, Observer
+from demo.cast import Cast, Play, ends, feed, finished, programs
+from demo.launch import ProgramEnded
+from demo.metrics import Endpoint
+from demo.process import StartFailed
+from demo.quality import Quality
+from demo.run import Scene, Stuck
+from demo.servers import kafka, redis
+from demo.shop import DAY_MS, Ints
+from demo.stream import Shop, Stream
+from demo.topics import topics
+from demo.watch import Watch
+from model.artifact import Manifest
+from model.events import EventDecoder
 from model.registry import Registry
-from trainer import evaluate
-from trainer.history import History
-from trainer.metrics import Metrics
-from trainer.rounds import run_round
-from trainer.settings import TrainerSettings
+from model.targets import PURCHASE
+from trainer.judges import unseen_from
 
-DAYS, DRIFT_DAY, FIRST_ROUND, EVERY = 84, 42, 36, 4
-HORIZON_DAYS = 12
-"""Days after the last live moment that exist, so that an exam can be set; the law needs no outcomes."""
+PROMOTION = 3.0
+HISTORY_DAYS, DRIFT_DAY = 85, 35
+STRETCH_DAYS = 5
+TRAINER = {
+    "REFRESH_INTERVAL_SECONDS": 6,
+    "ROUND_INTERVAL_SECONDS": 90,
+    "WINDOW_DAYS": 90,
+    "ROUND_BUDGET_SECONDS": 20,
+    "MIN_DAYS": HISTORY_DAYS - 0.5,  # the first round begins when the history is there
+    "MIN_EVENTS": 1000,
+    "NICE": 5,
+    "REPORT": False,
+    "KEEP_VERSIONS": 1000,  # all manifests are looked at
+}
+RECOVERED = 0.25
+"""Share of the harm done that may be left where the service counts as recovered."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """One round, and the days after it. excess: nats beyond the exact filter, the mean over targets, on the moments until the next."""
+class Stretch:
+    """Live days [begin, end). excess: by target, nats. model: the newest that the worker has run by its end."""
 
-    day: float
-    outcome: str
-    seconds: float
+    begin: float
+    end: float
+    excess: dict[str, float]
+    model: str
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(list(self.excess.values())))
+
+
+@dataclass(frozen=True)
+class Step:
+    """A promotion. at: epoch seconds. part: what is new, the encoder and its heads, or the heads alone.
+
+    heads_until_ms, learnt_until_ms: where the events end that the heads, and what the rhythm is for, were fitted on.
+    """
+
+    at: float
+    version: str
+    part: str
     rhythm: str
-    trained_until: float
-    excess: float
+    heads_until_ms: int
+    learnt_until_ms: int
+    reason: str
 
 
-def course(users: int, epochs: int) -> Iterator[Row]:
-    """Rounds until the stream ends."""
-    drift = Drift(START_MS + DRIFT_DAY * DAY_MS, shop_law(PROMOTION))
-    shop, history = known_shop(seed=0, users=users, days=DAYS, drift=drift)
-    truth = Filter(shop_law(), shop, drift)
-    code = {name: i for i, name in enumerate(shop.users)}
-    with tempfile.TemporaryDirectory() as folder:
-        settings = TrainerSettings(
-            window_days=40,
-            hidden=24,
-            head=32,
-            epochs=epochs,
-            min_users=100,
-            min_events=1000,
-            registry=str(Path(folder) / "registry"),
-            log_directory=Path(folder) / "log",
-            device="cpu",
-        )
-        registry, encoder = Registry(settings.registry), ""
-        for n, day in enumerate(range(FIRST_ROUND, DAYS - HORIZON_DAYS, EVERY)):
-            begin = time.monotonic()
-            now_ms = START_MS + day * DAY_MS
-            outcome = run_round(history.before(now_ms), registry, settings, Metrics(), now=NOW + timedelta(days=n))
-            seconds = time.monotonic() - begin
-            pointer = registry.current()
-            assert pointer, outcome.reason
-            model = registry.load(pointer)
-            rhythm = "heads" if model.manifest.encoder_id == encoder else "encoder"
-            encoder = model.manifest.encoder_id
-            until = (model.manifest.window.end_ms - START_MS) / DAY_MS
-            yield Row(day, outcome.kind, round(seconds, 1), rhythm, round(until, 1), _excess(history, model, truth, code, now_ms))
+@dataclass
+class Course:
+    """The table, printed as it grows."""
+
+    stream: Stream
+    quality: Quality
+    board: Board
+    registry: Registry
+    out: Console
+    stretches: list[Stretch] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+    watch: Watch | None = None
+    _seen: int = 0
+
+    def look(self) -> None:
+        """Print what has come: promotions, and stretches that are over."""
+        for decision in self.board.promotions[self._seen :]:
+            self._seen += 1
+            if decision.action == "promoted":
+                step = self._step(decision.version)
+                self.steps.append(step)
+                days = [f"{(ms - self.stream.live_ms) / DAY_MS:.0f}" for ms in sorted({step.learnt_until_ms, step.heads_until_ms})]
+                what = f"{step.part}, learnt until day {', heads '.join(days)}"
+            else:
+                what = decision.version
+            self.out.print(f"{'':11}{decision.action} {what}: {decision.reason}", soft_wrap=True)
+        while self.watch and self.watch.now_ms > self._moment((end := self._begin + STRETCH_DAYS) + 1):
+            self.over(end)
+
+    @property
+    def _begin(self) -> float:
+        return self.stretches[-1].end if self.stretches else 0.0
+
+    def over(self, end: float) -> None:
+        """A stretch has ended."""
+        excess = self.quality.excess(self._moment(self._begin), self._moment(end))
+        stretch = Stretch(self._begin, end, {n: round(v, 5) for n, v in excess.items()}, self.board.running or "")
+        self.stretches.append(stretch)
+        words = "".join(f"  {name} {value:.4f}" for name, value in stretch.excess.items())
+        mark = "  the promotion begins" if stretch.begin <= DRIFT_DAY < stretch.end else ""
+        self.out.print(f"{stretch.begin:4.0f} to {end:3.0f}  excess {stretch.mean:.4f} {words}{mark}", soft_wrap=True)
+
+    def _moment(self, live_day: float) -> int:
+        return self.stream.live_ms + int(live_day * DAY_MS)
+
+    def _step(self, version: str) -> Step:
+        manifests = {m.version: m for m in self.registry.versions()}
+        manifest = manifests[version]
+        before = manifests[self.steps[-1].version] if self.steps else None
+        decision = next(d for d in self.registry.decisions() if d["version"] == version and d["action"] == "promoted")
+        until_ms, part, rhythm = learnt(manifest, before)
+        at = datetime.fromisoformat(decision["at"]).timestamp()
+        return Step(at, version, part, rhythm, manifest.window.end_ms, until_ms, decision["reason"])
 
 
-def _excess(history: History, model: Model, truth: Filter, code: dict[str, int], now_ms: int) -> float:
-    exam = evaluate.set_exam(
-        history, model.manifest.targets, now_ms, now_ms + (EVERY + HORIZON_DAYS) * DAY_MS, np.random.default_rng(0), 20_000
+def learnt(manifest: Manifest, before: Manifest | None) -> tuple[int, str, str]:
+    """(until when what is new in a model was fitted, what that is, by which rhythm)."""
+    part = "heads" if before and manifest.encoder_id == before.encoder_id else "encoder"
+    rhythm = "refresh" if before and unseen_from(manifest.window) == unseen_from(before.window) else "round"
+    return unseen_from(manifest.window) if rhythm == "round" else manifest.window.end_ms, part, rhythm
+
+
+@dataclass(frozen=True)
+class Arrivals:
+    """Events in the order of their time, and when Kafka had each (E,), both in epoch milliseconds."""
+
+    event_ms: Ints
+    arrived_ms: Ints
+
+    @classmethod
+    def of(cls, bootstrap: str, topic: str) -> Arrivals:
+        decoder = EventDecoder()
+        found = [(r.timestamp, r.value) for r in records(bootstrap, topic)]
+        columns, _ = decoder.columns([value for _, value in found], [at for at, _ in found])
+        order = np.argsort(columns.time_ms, kind="stable")
+        return cls(columns.time_ms[order], np.array([at for at, _ in found])[columns.index][order])
+
+    def first_from(self, event_ms: int) -> float:
+        """When the first event at or after that time arrived, in epoch seconds."""
+        return float(self.arrived_ms[np.searchsorted(self.event_ms, event_ms)]) / 1000
+
+    def last_before(self, event_ms: int) -> float:
+        return float(self.arrived_ms[np.searchsorted(self.event_ms, event_ms) - 1]) / 1000
+
+
+def perform(play: Play, cast: Cast, course: Course, scene: Scene) -> None:
+    """The plot: history, a first model, the live part."""
+    count, out = play.stream.live_from, course.out
+    with feed(play, cast, "history") as shop:
+        scene.wait(f"writing {count:,} events of history", lambda: finished(shop), 60 + count / 1000, shop)
+    history = ends(cast)
+    scene.wait("waiting for the first model", lambda: len(course.steps) > 0, 240, cast.trainer)
+    scene.wait("catching up", lambda: scene.board.events + scene.board.dead_letters >= count, 60 + count / 500, cast.worker)
+    with closing(Watch(cast.kafka.bootstrap, cast.names, play.stream, course.quality)) as watch:
+        scene.observer.watch = course.watch = watch
+        scene.wait("reading the history's scores", lambda: watch.answered(history), 120, cast.worker)
+        said = f"live, a day a second: excess log-loss of the published scores, nats; the promotion begins on day {DRIFT_DAY}"
+        out.print(said, soft_wrap=True)
+        with feed(play, cast, "live") as shop:
+            scene.wait("live", lambda: finished(shop), play.live_s * 1.5 + 600, shop)
+        everything = ends(cast)
+        scene.wait("waiting for the last scores", lambda: watch.answered(everything), 120, cast.worker)
+        watch.update()
+        scene.look()
+        course.look()
+    scene.observer.watch = None
+
+
+def figures(course: Course, arrivals: Arrivals, said: dict[str, float]) -> dict[str, object]:
+    """What came of it."""
+    drift = course.stream.drift
+    assert drift
+    begin = arrivals.first_from(drift.at_ms)
+    before = float(np.mean([s.mean for s in course.stretches if s.end <= DRIFT_DAY]))
+    after = [s for s in course.stretches if s.begin >= DRIFT_DAY]
+    worst = max(s.mean for s in after)
+    enough = before + RECOVERED * (worst - before)
+    # It has recovered where no later stretch is above: one lucky stretch is none.
+    lasting = [s for i, s in enumerate(after) if all(later.mean <= enough for later in after[i:])]
+    heads = next((s for s in course.steps if s.heads_until_ms > drift.at_ms), None)
+    encoder = next((s for s in course.steps if s.part == "encoder" and s.learnt_until_ms > drift.at_ms), None)
+    took = {step.rhythm: step.at - arrivals.last_before(step.learnt_until_ms) for step in course.steps}
+    return {
+        "excess_before": round(before, 5),
+        "excess_worst": round(worst, 5),
+        "excess_last": round(float(np.mean([s.mean for s in after[-4:]])), 5),
+        "seconds_to_heads": round(heads.at - begin, 1) if heads else None,
+        "seconds_to_encoder": round(encoder.at - begin, 1) if encoder else None,
+        "recovered_from_day": lasting[0].begin - DRIFT_DAY if lasting else None,
+        "event_to_promotion_measured": {rhythm: round(seconds, 1) for rhythm, seconds in took.items()},
+        "event_to_promotion_said": said,
+    }
+
+
+def said_by(trainer: Endpoint) -> dict[str, float]:
+    """The trainer's own measure, by rhythm."""
+    series = trainer.metrics()
+    name = 'streamscore_trainer_event_to_promotion_seconds{rhythm="%s"}'
+    return {rhythm: round(series[name % rhythm], 1) for rhythm in ("round", "refresh") if name % rhythm in series}
+
+
+def run(users: int, seed: int, seconds: int, as_json: bool) -> int:
+    """The exit status: 0 where the service has recovered by heads and by an encoder that know of the promotion."""
+    out = Console(stderr=as_json, highlight=False)
+    source = Shop(users, seed, int(time.time() * 1000), HISTORY_DAYS, DRIFT_DAY + seconds, PROMOTION, DRIFT_DAY)
+    stream = source.load()
+    play = Play(source, stream, PURCHASE, DAY_MS / 1000, plain=True, keep=False, trainer=TRAINER)
+    quality = Quality(stream, {t.name: (t.types, t.outcome, t.horizon_ms) for t in play.targets})
+    out.print(
+        f"{users:,} users, {len(stream.history.time_ms):,} events; {', '.join(f'{k.lower()} = {v}' for k, v in TRAINER.items())}",
+        soft_wrap=True,
     )
-    user = np.array([code[history.user_ids[u]] for u in exam.users])
-    asked = {t.name: ("*" if t.types == ("*",) else t.types, t.outcome, t.horizon_ms) for t in exam.asked}
-    best = truth.probabilities(user, exam.moments.at_ms, asked)
-    losses = []
-    for target, rows, said in zip(exam.asked, exam.rows, evaluate.answers(exam, model), strict=True):
-        soon = exam.moments.at_ms[rows] < now_ms + EVERY * DAY_MS
-        t, p = best[target.name][rows][soon], np.clip(said[soon], 1e-7, 1 - 1e-7)
-        t = np.clip(t, 1e-9, 1 - 1e-9)
-        losses.append((t * np.log(t / p) + (1 - t) * np.log((1 - t) / (1 - p))).mean())
-    return round(float(np.mean(losses)), 5)
+    with (
+        kafka(say=out.print) as broker,
+        redis(say=out.print) as store,
+        topics(broker, store) as names,
+        programs(play, broker, store, names) as cast,
+    ):
+        board = Board()
+        course = Course(stream, quality, board, Registry(str(cast.registry)), out)
+        observer = Observer(board, stream, Endpoint(cast.worker_port), cast.trainer, cast.registry)
+        perform(play, cast, course, Scene(board, observer, course.look, cast))
+        said = said_by(Endpoint(cast.trainer_port))
+        made = figures(course, Arrivals.of(broker.bootstrap, names.events), said)
+    for name, value in made.items():
+        out.print(f"{name.replace('_', ' '):30} {value}", soft_wrap=True)
+    if as_json:
+        table = {"stretches": [asdict(s) for s in course.stretches], "promotions": [asdict(s) for s in course.steps]}
+        print(json.dumps({**made, **table}), flush=True)
+    return 0 if all(made[n] is not None for n in ("seconds_to_heads", "seconds_to_encoder", "recovered_from_day")) else 1
 
 
-def main(arguments: list[str]) -> int:
-    """The program. Status 1 where the last excess is above twice what it was before the drift."""
+def main(arguments: Sequence[str]) -> int:
+    """The program."""
     parser = argparse.ArgumentParser(
         prog="python -m bench drift", formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__
     )
-    parser.add_argument("--users", type=int, default=2000, help="of the shop (default %(default)s)")
-    parser.add_argument("--epochs", type=int, default=6, help="of a round at most (default %(default)s)")
-    parser.add_argument("--json", action="store_true", help="end with one line of JSON on stdout")
+    parser.add_argument("--users", type=int, default=2000, help="who ever come to the shop (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the shop (default %(default)s)")
+    parser.add_argument("--seconds", type=int, default=120, help="that the promotion is watched for (default %(default)s)")
+    parser.add_argument("--json", action="store_true", help="end with one line of JSON on stdout; all else goes to stderr")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    print(f"the drift comes on day {DRIFT_DAY}\n day  round      seconds  changed   champion trained until day   excess (nats)")
-    rows = []
-    for row in course(options.users, options.epochs):
-        rows.append(row)
-        changed = row.rhythm if row.outcome == "promoted" else "-"
-        print(f"{row.day:4}  {row.outcome:9}  {row.seconds:7.1f}  {changed:8}  {row.trained_until:26.1f}  {row.excess:14.5f}", flush=True)
-    before = float(np.mean([r.excess for r in rows if r.day + EVERY <= DRIFT_DAY]))
-    recovered = rows[-1].excess <= 2 * before
-    print(f"excess before the drift {before:.5f}, at worst {max(r.excess for r in rows):.5f}, at the end {rows[-1].excess:.5f}")
-    if options.json:
-        print(json.dumps({"recovered": recovered, "rows": [asdict(r) for r in rows]}))
-    return 0 if recovered else 1
+    try:
+        return run(options.users, options.seed, options.seconds, options.json)
+    except (ProgramEnded, Stuck, StartFailed) as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nended early; nothing is left behind", file=sys.stderr)
+        return 130

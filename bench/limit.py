@@ -13,7 +13,7 @@ from kafka.coordinator.assignors.range import RangePartitionAssignor
 from kafka.structs import OffsetAndMetadata
 
 from worker.settings import WorkerSettings
-from worker.transaction import ANSWER_MS, BATCH_BYTES, LARGEST_REQUEST
+from worker.transaction import ANSWER_MS, BATCH_BYTES, LARGEST_REQUEST, LINGER_MS
 
 DEFAULTS = WorkerSettings()
 
@@ -45,7 +45,7 @@ def main() -> None:
         metrics_enabled=False,
         acks="all",
         enable_idempotence=True,
-        linger_ms=0,
+        linger_ms=LINGER_MS,
         batch_size=BATCH_BYTES,
         max_request_size=LARGEST_REQUEST,
         retry_backoff_ms=10,

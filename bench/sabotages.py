@@ -78,6 +78,13 @@ def _hours_for_days(shop: Shop) -> Challenger:
     return challenger
 
 
+def _raised(challenger: Challenger) -> Challenger:
+    """A refresh keeps weights that are no better from changing anything; a level that is wrong gets through to the gate."""
+    with torch.no_grad():
+        _last(challenger).bias.add_(0.7)
+    return challenger
+
+
 def _altered(change: Callable[[Challenger], object]) -> Sabotage:
     """The good model, spoilt after training."""
 
@@ -144,7 +151,7 @@ SABOTAGES: dict[str, Sabotage] = {
     "a target missing": _altered(_lacks_a_target),
     "noise on the weights": _altered(_noisy),
     "untrained head": _altered(_untrained),
-    "refresh: shuffled": lambda shop: shop.refreshed(shop.yesterdays, _permuted_types(shop)),
+    "refresh: a level too high": lambda shop: _raised(shop.refreshed(shop.yesterdays)),
     "refresh: time reversed": lambda shop: shop.refreshed(shop.yesterdays, _backwards(shop)),
 }
 """Of any model."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from kafka import KafkaConsumer
@@ -30,7 +30,7 @@ YEARS_DAYS = 36_500
 
 @dataclass(frozen=True)
 class Play:
-    """What to play. `speed`: simulated seconds a second."""
+    """What to play. `speed`: simulated seconds a second. `trainer`: settings of the trainer that differ from the demo's."""
 
     source: Shop | File
     stream: Stream
@@ -38,6 +38,7 @@ class Play:
     speed: float
     plain: bool
     keep: bool
+    trainer: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def live_s(self) -> float:
@@ -96,6 +97,7 @@ def programs(play: Play, kafka: KafkaServer, redis: RedisServer, names: Topics) 
         "ROUND_BUDGET_SECONDS": ROUND_BUDGET_S,
         "THREADS": 1,
         "NICE": TRAINER_NICE,
+        **play.trainer,
     }
     worker_settings = {
         "GROUP": names.worker_group,

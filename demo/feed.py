@@ -124,15 +124,18 @@ def main() -> None:
     shop.add_argument("--history-days", type=float, default=85, help="days of history (85)")
     shop.add_argument("--live-days", type=float, default=65, help="days after it (65)")
     shop.add_argument("--end-ms", type=int, default=int(time.time() * 1000), help="when the last day ends, in epoch milliseconds (now)")
+    shop.add_argument("--promotion", type=float, default=1.0, metavar="N", help="carts and purchases N times as often from some day on (1)")
+    shop.add_argument("--promotion-day", type=float, default=0.0, metavar="N", help="the live day on which that begins (0)")
     file = parser.add_argument_group("a file of your own")
     file.add_argument("--input", type=Path, metavar="FILE", help="events as CSV, JSONL or Parquet")
     file.add_argument("--until", type=moment, metavar="DATE", help="leave out what comes later")
     options = parser.parse_args()
     try:
+        days = options.history_days, options.live_days
         source = (
             File(options.input, options.until)
             if options.input
-            else Shop(options.users, options.seed, options.end_ms, options.history_days, options.live_days)
+            else Shop(options.users, options.seed, options.end_ms, *days, options.promotion, options.promotion_day)
         )
         stream = source.load()
     except InputError as error:

@@ -34,7 +34,7 @@ class Quality:
     def __init__(self, stream: Stream, targets: dict[str, Target]) -> None:
         self.targets = targets
         self._stream = stream
-        self._filter = Filter(stream.law, stream.history) if stream.law else None
+        self._filter = Filter(stream.law, stream.history, stream.drift) if stream.law else None
         self._user, self._at_ms = array("i"), array("q")
         self._published = {name: array("f") for name in targets}
         self._best: dict[str, Floats] = {name: np.zeros(0) for name in targets}
@@ -53,6 +53,23 @@ class Quality:
         user, at_ms = np.array(self._user, np.int64), np.array(self._at_ms, np.int64)
         self._attain(user, at_ms)
         return {name: self._measure(name, user, at_ms, now_ms) for name in self.targets}
+
+    def excess(self, begin_ms: int, end_ms: int) -> dict[str, float]:
+        """By target, the log-loss that the law expects of the scores of [begin, end) beyond the best attainable one, nats; NaN of none.
+
+        It needs no outcomes, and knows no noise but that of who was asked about. The law must be known.
+        """
+        assert self._filter
+        at_ms = np.array(self._at_ms, np.int64)
+        self._attain(np.array(self._user, np.int64), at_ms)
+        inside = np.flatnonzero((at_ms >= begin_ms) & (at_ms < end_ms))
+        return {name: self._excess(name, inside) for name in self.targets}
+
+    def _excess(self, name: str, rows: Ints) -> float:
+        if not len(rows):
+            return float("nan")
+        t, p = (np.clip(np.asarray(said, np.float64)[rows], 1e-9, 1 - 1e-9) for said in (self._best[name], self._published[name]))
+        return float((t * np.log(t / p) + (1 - t) * np.log((1 - t) / (1 - p))).mean())
 
     def _measure(self, name: str, user: Ints, at_ms: Ints, now_ms: int) -> Measure:
         target = self.targets[name]

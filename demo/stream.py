@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from demo.shop import DAY_MS, History, Law, shop_law, simulate
+from demo.shop import DAY_MS, Drift, History, Law, shop_law, simulate
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Stream:
     """the record values of events [begin, end)"""
     law: Law | None
     """what the events were drawn from, where that is known"""
+    drift: Drift | None = None
 
     @property
     def live_from(self) -> int:
@@ -42,20 +43,25 @@ class Shop:
     end_ms: int
     history_days: float
     live_days: float
+    promotion: float = 1.0
+    """from some live day on, as in `shop.shop_law`; 1: never"""
+    promotion_day: float = 0.0
 
     def load(self) -> Stream:
         law = shop_law()
         days = self.history_days + self.live_days
         start_ms = self.end_ms - round(days * DAY_MS)
-        history = simulate(law, users=self.users, start_ms=start_ms, days=days, seed=self.seed)
         live_ms = start_ms + round(self.history_days * DAY_MS)
-        return Stream(history, live_ms, self.end_ms, lambda begin, end: encode(history, begin, end), law)
+        drift = Drift(live_ms + round(self.promotion_day * DAY_MS), shop_law(self.promotion)) if self.promotion != 1 else None
+        history = simulate(law, users=self.users, start_ms=start_ms, days=days, seed=self.seed, drift=drift)
+        return Stream(history, live_ms, self.end_ms, lambda begin, end: encode(history, begin, end), law, drift)
 
     def arguments(self) -> list[str]:
         """Command-line arguments of `python -m demo.feed` that make it load the same."""
         return [
             *("--users", str(self.users), "--seed", str(self.seed), "--end-ms", str(self.end_ms)),
             *("--history-days", str(self.history_days), "--live-days", str(self.live_days)),
+            *("--promotion", str(self.promotion), "--promotion-day", str(self.promotion_day)),
         ]
 
 

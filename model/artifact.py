@@ -41,12 +41,16 @@ class ArtifactError(ValueError):
 
 
 class Window(BaseModel):
-    """What the weights were fitted on: events in [start_ms, end_ms)."""
+    """What the weights were fitted on: events in [start_ms, end_ms), but of the judges (`trainer.judges`) none from judges_end_ms on.
+
+    judges_end_ms: None where the judges are no exception.
+    """
 
     start_ms: int
     end_ms: int
     users: int
     events: int
+    judges_end_ms: int | None = None
 
 
 class Manifest(BaseModel):

@@ -162,9 +162,13 @@ class Network(nn.Module):
         if believed_NS is None:
             out: torch.Tensor = head(torch.cat([hidden_NH, readout_NR], dim=1))
         else:
-            base_NX = torch.log((believed_NS @ self.falls_SX) / (believed_NS @ self.survives_SX))
+            base_NX = self.base(believed_NS)
             out = base_NX + head(torch.cat([hidden_NH, believed_NS.sqrt(), base_NX / 5, readout_NR], dim=1))
         return out.view(-1, self.shape.sets, self.shape.bins)
+
+    def base(self, believed_NS: torch.Tensor) -> torch.Tensor:
+        """(N, K B) hazard logits that follow from a belief."""
+        return torch.log((believed_NS @ self.falls_SX) / (believed_NS @ self.survives_SX))
 
     @torch.no_grad()
     def narrow_head(self, slots: int) -> nn.Module:

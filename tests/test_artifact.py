@@ -20,11 +20,12 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from support import publish_model
 
-from model import artifact
+from model import artifact, hazards
 from model.artifact import ArtifactError, Manifest, Model, encoder_id
+from model.belief import levels
 from model.features import Scaling
 from model.registry import Pointer, Registry, new_version
-from model.statistics import SLOTS, STATISTICS
+from model.statistics import SLOTS, STATISTICS, readout, update
 from model.targets import Target
 
 LATER = datetime.now(UTC) + timedelta(hours=3)
@@ -65,6 +66,26 @@ def test_what_is_published_comes_back(registry: Registry) -> None:
     for name, tensor in model.network.state_dict().items():
         assert again.network.state_dict()[name].equal(tensor)
     assert not again.network.training
+
+
+def test_a_scorer_answers_as_the_whole_network(files: tuple[bytes, bytes]) -> None:
+    """Though it leaves out the slots that the vocabulary does not use."""
+    model = artifact.load(*files)
+    rng = np.random.default_rng(0)
+    stats = np.zeros(50, STATISTICS)
+    for n in range(8):
+        now_ms = np.full(50, 10**12) + rng.integers(0, 10**8, 50) + n * 10**9
+        update(stats, rng.integers(0, model.vocabulary.used, 50), now_ms, rng.random(50, np.float32))
+    at_ms = stats["last_ms"] + rng.integers(0, 10**9, 50) * (np.arange(50) % 2)
+    hidden = rng.random((50, model.network.state_size), np.float32)
+    scorer = model.scorer()
+    with torch.inference_mode():
+        level = torch.from_numpy(levels(at_ms - stats["last_ms"]))
+        logits = model.network.logits(torch.from_numpy(hidden), readout(stats, at_ms), level)
+        tensors = hazards.target_tensors(scorer.targets, model.sets, model.manifest.edges_ms)
+        expected = hazards.probabilities(logits, *tensors)
+    assert model.vocabulary.used < SLOTS
+    np.testing.assert_allclose(scorer(hidden, stats, at_ms), expected, atol=1e-5)
 
 
 def test_a_user_without_an_event_gets_the_answer_of_everybody(files: tuple[bytes, bytes]) -> None:

@@ -1,6 +1,7 @@
 """The demo's parts, without the whole: what it feeds, what it counts, what it says. CI runs the whole demo by itself."""
 
 import io
+import itertools
 import json
 import time
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from demo.metrics import samples
 from demo.play import purchase_target
 from demo.quality import Measure, Quality
 from demo.replay import File, InputError
-from demo.shop import DAY_MS
+from demo.shop import DAY_MS, TYPES
 from demo.stream import Shop, Stream
 from demo.summary import Summary
 from demo.topics import Topics
@@ -51,6 +52,18 @@ def test_a_stream_is_the_same_in_every_process(stream: Stream) -> None:
     assert stream.live_days == 60
     assert stream.history.time_ms[stream.live_from - 1] < stream.live_ms <= stream.history.time_ms[stream.live_from]
     assert stream.history.time_ms[-1] < END_MS
+
+
+def test_a_promotion_multiplies_purchases_from_its_day_on_and_reaches_the_feed(stream: Stream) -> None:
+    shop = Shop(users=1500, seed=3, end_ms=END_MS, history_days=40, live_days=60, promotion=3.0, promotion_day=20.0)
+    drifted = shop.load()
+    assert drifted.drift
+    assert drifted.drift.at_ms == stream.live_ms + 20 * DAY_MS
+    purchase, since_ms = TYPES.index("purchase"), drifted.drift.at_ms
+    steady, more = (np.count_nonzero((h.type == purchase) & (h.time_ms >= since_ms)) for h in (stream.history, drifted.history))
+    assert more > 1.8 * steady
+    said = dict(itertools.pairwise(shop.arguments()))
+    assert (said["--promotion"], said["--promotion-day"]) == ("3.0", "20.0")
 
 
 def test_the_worker_takes_every_event_of_the_shop(stream: Stream) -> None:
@@ -296,6 +309,20 @@ def test_quality_judges_live_scores_whose_horizon_has_passed(stream: Stream) -> 
     early = quality.measure(stream.live_ms + 10 * DAY_MS)
     assert early["churn"] == Measure(0, None, None)
     assert early["purchase"].published
+
+
+def test_the_excess_is_what_the_law_expects_beyond_the_best(stream: Stream) -> None:
+    assert stream.law
+    quality, at_ms = Quality(stream, TARGETS), stream.live_ms + DAY_MS
+    known = np.unique(stream.history.user[stream.history.time_ms < at_ms])[:200]
+    best = Filter(stream.law, stream.history).probabilities(known, np.full(len(known), at_ms), TARGETS)
+    for i, user in enumerate(known.tolist()):
+        quality.add(user, at_ms, {"purchase": float(best["purchase"][i]), "churn": 0.5})
+    excess = quality.excess(at_ms, at_ms + 1)
+    t = np.clip(best["churn"], 1e-9, 1 - 1e-9)
+    assert excess["purchase"] == pytest.approx(0, abs=1e-6)
+    assert excess["churn"] == pytest.approx((np.log(2) + t * np.log(t) + (1 - t) * np.log(1 - t)).mean(), rel=1e-4)
+    assert np.isnan(quality.excess(at_ms + 1, at_ms + 2)["churn"])
 
 
 def test_metrics_are_summed_over_labels() -> None:

@@ -21,6 +21,7 @@ from model.statistics import (
     VISIT_GAP_MS,
     VISIT_SCALES_MS,
     readout,
+    readout_columns,
     update,
 )
 
@@ -159,6 +160,20 @@ def test_the_readout_of_many_is_that_of_each() -> None:
     together = readout(stats, at_ms)
     for i in range(9):
         np.testing.assert_allclose(together[i], readout(stats[i : i + 1], at_ms[i : i + 1])[0], rtol=1e-5, atol=1e-6)
+
+
+@given(st.lists(st.tuples(st.integers(0, 40 * DAY_MS), st.integers(0, 3), amounts), min_size=1, max_size=8), st.integers(0, 90 * DAY_MS))
+def test_slots_that_are_not_used_can_be_left_out(gaps: list[tuple[int, int, float]], silent_ms: int) -> None:
+    events = timeline(gaps)
+    narrow, at_ms = np.zeros(1, STATISTICS), np.array([events[-1][0] + silent_ms])
+    for time_ms, slot, value in events:
+        update(narrow, np.array([slot]), np.array([time_ms]), np.array([value], np.float32), slots=4)
+    stats = after(events)
+    assert narrow.tobytes() == stats.tobytes()
+    columns, whole = readout_columns(4), readout(stats, at_ms)
+    assert readout(stats, at_ms, slots=4).equal(whole[:, columns])
+    others = np.setdiff1d(np.arange(READOUT_SIZE), columns)
+    assert whole[0, others].equal(readout(np.zeros(1, STATISTICS), np.zeros(1, np.int64))[0, others]), "the same for everybody"
 
 
 def test_tenure_is_capped_and_counts_become_rates() -> None:

@@ -17,7 +17,8 @@ from trainer.belief import Streams, believed
 from trainer.dataset import choose_vocabulary, fit_scaling, landmarks
 from trainer.evaluate import constant_hazards
 from trainer.fit import Stopped, fit
-from trainer.material import Material, hidden_along, inputs_of, loss_of, prepare
+from trainer.heads import answer, dropped
+from trainer.material import Material, hidden_along, loss_of, prepare
 from trainer.recurrence import hidden_states
 from trainer.standard import standardised
 
@@ -118,7 +119,7 @@ def test_every_encoder_is_fitted_on_what_a_worker_would_have(material: tuple[Mat
     streams = Streams(train.history, train.steps.slot, START_MS + 30 * DAY_MS)
     moments = torch.from_numpy(batch.landmarks)
     with torch.inference_mode():
-        hidden = hidden_states(net.encoder, inputs_of(net, train.steps, batch.events), batch.sizes.tolist())
+        hidden = hidden_states(net.encoder, net.inputs(train.steps)[0][batch.events], batch.sizes.tolist())
         asked = believed(net.encoder.belief, streams, train.moments.event, train.level_L)[moments]
         packed = net.answer(hidden[torch.from_numpy(batch.place)], asked, train.readout_LR[moments])
         state = hidden_along(net, train.steps, train.history)
@@ -184,3 +185,48 @@ def test_constant_hazards_go_on_where_nothing_was_observed(material: tuple[Mater
     unseen = np.flatnonzero(material[0].mask_LKB[:, 0].sum(0).numpy() == 0)
     assert len(unseen)
     assert rate[unseen] == pytest.approx(rate[unseen[0] - 1], rel=1e-3)
+
+
+def test_heads_in_training_say_what_the_network_says(material: tuple[Material, Material]) -> None:
+    """Logits and the gradients of every weight, with and without a belief cell."""
+    train, _ = material
+    rows, place = torch.arange(0, 400, 4), torch.arange(100) // 3
+    for belief in (0, 4):
+        torch.manual_seed(1)
+        net = Network(Shape(hidden=8, head=8, dropout=0.0, belief=belief)).train()
+        net.ask(SETS, DEFAULT_EDGES_MS, Vocabulary(choose_vocabulary(train.history.types, SETS)))
+        torch.nn.init.normal_(net.head[-1].weight)
+        hidden = torch.randn(40, 8).requires_grad_()
+        believed_LS = torch.rand(100, belief).softmax(1) if belief else None
+        said, gradients = [], []
+        with standardised(net, train.readout_LR):
+            for ours in (True, False):
+                net.zero_grad()
+                hidden.grad = None
+                readout = train.readout_LR[rows]
+                logits = answer(net, hidden, place, believed_LS, readout) if ours else net.answer(hidden[place], believed_LS, readout)
+                (logits * torch.linspace(-1, 1, logits.numel()).view(logits.shape)).sum().backward()
+                said.append(logits.detach())
+                gradients.append([hidden.grad, *(p.grad.clone() for p in net.head.parameters())])
+        assert torch.allclose(*said, atol=1e-4)
+        for a, b in zip(*gradients, strict=True):
+            assert torch.allclose(a, b, atol=1e-3, rtol=1e-3)
+
+
+def test_mixed_precision_fits_the_same(material: tuple[Material, Material], tmp_path: Path) -> None:
+    losses = {}
+    for mixed in ("off", "on"):
+        settings = quick_settings(tmp_path, epochs=2, belief_steps=5, mixed_precision=mixed, device="cpu")
+        torch.manual_seed(0)
+        losses[mixed] = fit(Network(Shape(hidden=16, head=16, belief=4)), *material, settings, warm=False).losses
+    assert losses["on"] != losses["off"]
+    assert losses["on"][1:] == pytest.approx(losses["off"][1:], rel=0.01)
+
+
+def test_units_are_dropped_by_chance_and_keep_their_mean() -> None:
+    torch.manual_seed(0)
+    units = torch.ones(1000, 101)
+    out = dropped(units, 0.2)
+    assert float((out == 0).float().mean()) == pytest.approx(0.2, abs=0.005)
+    assert float(out.mean()) == pytest.approx(1, abs=0.006)
+    assert torch.equal(dropped(units, 0.0), units)

@@ -4,6 +4,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from trainer_support import NOW, START_MS, quick_settings, shop_history
@@ -12,11 +13,13 @@ from model.artifact import Model
 from model.hazards import DAY_MS
 from model.registry import Registry
 from model.targets import DEFAULT_TARGETS, Target
-from trainer.fit import Stopped
+from trainer.fit import Stopped, no_progress
 from trainer.history import History
+from trainer.judges import Role, roles
 from trainer.metrics import Metrics
+from trainer.refresh import refresh
 from trainer.rhythms import RETRY_SECONDS, Rhythms
-from trainer.rounds import Outcome, run_round
+from trainer.rounds import Outcome, run_round, split_by_time
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +28,7 @@ def _one_thread() -> None:
 
 
 def hold(folder: Path, history: History, rhythm: Any, hour: int, **changes: Any) -> Outcome:
-    settings = quick_settings(folder, **{"gate_max_ece": 0.5, **changes})
+    settings = quick_settings(folder, **{"gate_max_ece": 0.5, "gate_min_outcomes": 15, **changes})
     return run_round(history, Registry(settings.registry), settings, Metrics(), now=NOW + timedelta(hours=hour), rhythm=rhythm)
 
 
@@ -64,9 +67,18 @@ def test_a_refresh_mends_the_heads_and_leaves_the_encoder_alone(tmp_path: Path) 
         figures = outcome.figures[target.name]
         assert figures["challenger"]["log_loss"] < figures["incumbent"]["log_loss"]
 
+    # it has learnt up to the newest event, but for the judges'; a round that comes after it has, too
+    assert fresh.manifest.window.end_ms == history.time_ms.max() + 1
+    assert fresh.manifest.window.judges_end_ms == model.manifest.window.end_ms
+    later = hold(tmp_path, history, "round", 3, epochs=1, report=False)
+    window = registry.load(str(later.version)).manifest.window
+    assert window.end_ms == history.time_ms.max() + 1
+    assert window.judges_end_ms == later.learnt_until_ms < window.end_ms
+    registry.promote(str(outcome.version), reason="test", by="test")
+
     # what is as good as it can be stays about as good
     before = fresh
-    again = hold(tmp_path, history, "refresh", 3)
+    again = hold(tmp_path, history, "refresh", 4)
     assert again.figures
     for target in DEFAULT_TARGETS:
         figures = again.figures[target.name]
@@ -83,6 +95,35 @@ def test_what_cannot_be_refreshed_waits_for_a_round(tmp_path: Path) -> None:
     cart = Target.parse("cart=add_to_cart+purchase:occurs:3d")
     outcome = hold(tmp_path, history, "refresh", 3, targets=(*DEFAULT_TARGETS, cart))
     assert outcome == Outcome("waiting", "the targets are not those of the champion's heads")
+
+
+def test_too_few_users_to_judge_and_to_learn_from_wait_for_a_round(tmp_path: Path) -> None:
+    history = shop_history(300, days=30)
+    first = hold(tmp_path, history, "round", 1, epochs=1, report=False)
+    Registry(str(tmp_path / "registry")).promote(str(first.version), reason="test", by="test")
+    few = history.of_users(roles(history.user_ids, quick_settings(tmp_path)) != Role.judge)
+    outcome = hold(tmp_path, few, "refresh", 2, min_users=1)
+    assert outcome == Outcome("waiting", f"{few.users} users are too few to be split into learners, stoppers and judges")
+
+
+def test_the_judges_newest_events_teach_a_refresh_nothing(tmp_path: Path) -> None:
+    """Whatever the judges do from the test window on, the heads come out the same; of a learner they do not."""
+    history, settings = shop_history(300, days=30), quick_settings(tmp_path, epochs=1)
+    first = hold(tmp_path, history, "round", 1, epochs=1, report=False)
+    model = Registry(settings.registry).load(str(first.version))
+    split = split_by_time(history, settings)
+    role_E = roles(history.user_ids, settings)[history.user]
+
+    def heads(role: Role | None) -> torch.Tensor:
+        late = (role_E == role) & (history.time_ms >= split.test_ms) & (history.time_ms < split.end_ms - 1)
+        known = history.where(~late) if role is not None else history
+        rng = np.random.default_rng(0)
+        made = refresh(known, split, model, settings, Metrics(), NOW, rng, no_progress, lambda: False)
+        assert made.model.manifest.window.judges_end_ms == split.test_ms
+        return torch.cat([p.flatten() for p in made.model.network.head.parameters()]).detach()
+
+    assert heads(Role.judge).equal(heads(None))
+    assert not heads(Role.learner).equal(heads(None))
 
 
 def test_a_refresh_stops_when_told_to(tmp_path: Path) -> None:

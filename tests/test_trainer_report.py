@@ -61,9 +61,8 @@ def fitted(history: History, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 
 
 def about(history: History, challenger: Challenger, settings: TrainerSettings, champion: Any = None) -> Report:
-    return report.about_round(
-        history, rounds.split_by_time(history, settings), challenger, champion, settings, "rejected", "churn: AUC <is> worse"
-    )
+    split = rounds.split_by_time(history, settings)
+    return report.about_round(history, history, split, challenger, champion, settings, "rejected", "churn: AUC <is> worse")
 
 
 def test_each_round_leaves_a_report_beside_its_model(history: History, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

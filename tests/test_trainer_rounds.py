@@ -174,7 +174,7 @@ def test_a_corrupt_champion_is_replaced(hold: Callable[..., Outcome], tmp_path: 
 def test_too_little_data_is_waited_for(tmp_path: Path) -> None:
     history = shop_history(150, days=8)
     settings = quick_settings(tmp_path, min_users=1000, min_events=100)
-    lacking = shortage(history, split_by_time(history, settings), settings)
+    lacking = shortage([history], split_by_time(history, settings), settings)
     assert lacking == "150 of 1,000 users seen, 7.9 of 14 days seen"
 
 

@@ -8,6 +8,7 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -71,26 +72,33 @@ def train(settings: TrainerSettings, source: Path | None, promote: bool) -> int:
 
     from model.memory import keep_freed_memory
     from model.registry import Registry
+    from trainer.distributed import joined
+    from trainer.fit import no_progress
     from trainer.history import from_table
     from trainer.inputs import read_events
     from trainer.metrics import Metrics
     from trainer.rounds import run_round
-    from trainer.service import load_history
+    from trainer.shards import in_memory, of_log
     from trainer.show import fitting
 
     keep_freed_memory()
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    history = from_table(read_events(source, settings.event_fields)) if source else load_history(settings)
-    if history is None:
-        raise ValueError(f"there are no events in {settings.log_directory}: let `python -m trainer run` collect some, or give --input FILE")
-    with fitting() as progress:
-        outcome = run_round(
-            history, Registry(settings.registry), settings, Metrics(), now=datetime.now(UTC), by=_user(), promote=promote, progress=progress
-        )
+    with joined(settings) as (team, settings):
+        if not team.first:
+            logging.getLogger().setLevel(logging.WARNING)  # the first one speaks for all
+        shards = in_memory(from_table(read_events(source, settings.event_fields)), settings.shard_events) if source else of_log(settings)
+        if shards is None:
+            raise ValueError(
+                f"there are no events in {settings.log_directory}: let `python -m trainer run` collect some, or give --input FILE"
+            )
+        registry, metrics, now = Registry(settings.registry), Metrics(), datetime.now(UTC)
+        with fitting() if team.first else nullcontext(no_progress) as progress:
+            outcome = run_round(shards, registry, settings, metrics, now=now, by=_user(), promote=promote, progress=progress, team=team)
     if outcome.kind == "waiting":
         raise ValueError(f"too little data to train on: {outcome.reason} (see min_users, min_events and min_days)")
-    print(f"{outcome.kind} {outcome.version}: {outcome.reason}")
+    if outcome.kind != "helped":
+        print(f"{outcome.kind} {outcome.version}: {outcome.reason}")
     return 0
 
 

@@ -6,6 +6,7 @@ are the chunks laid out time-major and longest first, as `PackedSequence` has it
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,7 +45,7 @@ def pack(begins: NDArray[np.int64], ends: NDArray[np.int64], landmark_event: NDA
     order = np.argsort(begins - ends, kind="stable")
     begins, ends = begins[order], ends[order]
     length = ends - begins
-    steps = np.arange(length[0])
+    steps = np.arange(length.max(initial=0))
     sizes = np.searchsorted(-length, -steps, side="left")
     starts = np.cumsum(sizes) - sizes
     step = np.repeat(steps, sizes)
@@ -54,3 +55,35 @@ def pack(begins: NDArray[np.int64], ends: NDArray[np.int64], landmark_event: NDA
     landmarks = np.arange(len(chunk)) - np.repeat(np.cumsum(high - low) - (high - low), high - low) + low[chunk]
     place = starts[landmark_event[landmarks] - begins[chunk]] + chunk
     return Batch(begins[row] + step, sizes, landmarks, place)
+
+
+class Packer:
+    """The batches of one pass over some users' streams, each of about `batch_events`, packed when it is asked for.
+
+    first, landmark_event: where each user's events begin, and each landmark's event, as `pack` takes them.
+    """
+
+    def __init__(
+        self, first: NDArray[np.int64], landmark_event: NDArray[np.int64], chunk_events: int, batch_events: int, rng: np.random.Generator
+    ) -> None:
+        self._event, self._first = landmark_event, np.searchsorted(landmark_event, np.arange(first[-1] + 1))
+        begins, ends = chunks(first, chunk_events, rng)
+        asked = self._first[ends] > self._first[begins]  # chunks before the window only lead up to it
+        self._begins, self._ends = begins[asked], ends[asked]
+        events = np.cumsum(self._ends - self._begins)
+        self._cuts = np.flatnonzero(np.diff(events // batch_events)) + 1
+        self._count = len(self._cuts) + (len(events) > 0)
+
+    def in_batches(self, count: int) -> None:
+        """Deal the same chunks out to so many batches of about the same size instead: the last ones may be empty."""
+        if count != self._count:
+            events = np.cumsum(self._ends - self._begins)
+            self._cuts = np.searchsorted(events, events[-1:].sum() * np.arange(1, count) / count)
+            self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Batch]:
+        spans = zip(np.split(self._begins, self._cuts), np.split(self._ends, self._cuts), strict=True)
+        return (pack(begins, ends, self._event, self._first) for (begins, ends), _ in zip(spans, range(self._count), strict=False))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -19,11 +19,15 @@ from model.registry import new_version
 from model.targets import Target, event_sets
 from trainer import evaluate
 from trainer.dataset import Landmarks, choose_vocabulary, fit_scaling, landmarks, scheduled, together
+from trainer.distributed import ALONE, Team
+from trainer.fading import faded
 from trainer.fit import Fitted, Progress, fit
 from trainer.history import History
 from trainer.material import Material, prepare
 from trainer.metrics import Metrics
+from trainer.parts import Parts
 from trainer.settings import TrainerSettings
+from trainer.shards import Shards, in_memory
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +52,7 @@ class Challenger:
 
 
 def train(
-    history: History,
+    events: History | Shards,
     split: Split,
     champion: Model | None,
     settings: TrainerSettings,
@@ -57,52 +61,85 @@ def train(
     rng: np.random.Generator,
     progress: Progress,
     stopping: Callable[[], bool],
+    team: Team = ALONE,
 ) -> Challenger:
-    """A network fitted on what was known before the test window; it starts from the champion's weights where they fit."""
+    """A network fitted on what was known before the test window; it starts from the champion's weights where they fit.
+
+    team: the processes that fit it together. Each is given the same events, and takes its share of the users; all end with one network.
+    """
     version = new_version(now)
     targets, sets = settings.targets, event_sets(settings.targets)
+    shards = events if isinstance(events, Shards) else in_memory(events, settings.shard_events)
+    shards = replace(shards, mine=(team.rank, team.size))
+    known_before: dict[int, tuple[int, int]] = {}
     with metrics.timed("dataset"):
-        train_history, validation_history = history.before(split.validation_ms), history.before(split.test_ms)
-        types = choose_vocabulary(train_history.types, sets, champion.manifest.vocabulary if champion else ())
+        first = shards[0]
+        train_history = first.before(split.validation_ms)
+        while team.most(not len(train_history)) and len(shards) > 1:
+            shards = shards.fewer()  # there are hardly more users than shards
+            first = shards[0]
+            train_history = first.before(split.validation_ms)
+        validation_history = first.before(split.test_ms)
+        types = team.first_says(choose_vocabulary(train_history.types, sets, champion.manifest.vocabulary if champion else ()))
         vocabulary, edges_ms = Vocabulary(types), grid(targets)
         shape = Shape(settings.hidden, settings.head, len(sets), len(edges_ms), settings.dropout, settings.encoder, settings.belief_states)
         inherits = champion is not None and same_units(Shape(**champion.manifest.shape), shape)
-        scaling = champion.scaling if champion and inherits else fit_scaling(train_history.value)
+        scaling = team.first_says(champion.scaling if champion and inherits else fit_scaling(train_history.value))
 
-        def material(known: History, begin_ms: int, end_ms: int) -> Material:
-            return prepare(known, _moments(known, sets, begin_ms, end_ms, rng), vocabulary, scaling, edges_ms)
+        def material(known: History, begin_ms: int, end_ms: int, draws: np.random.Generator, half_life: float = 0) -> Material:
+            moments = faded(_moments(known, sets, begin_ms, end_ms, draws), begin_ms, end_ms, half_life)
+            return prepare(known, moments, vocabulary, scaling, edges_ms)
 
-        training = material(train_history, split.begin_ms, split.validation_ms)
-        validation = material(validation_history, split.validation_ms, split.test_ms)
-        hazard_KB = evaluate.constant_hazards(training, edges_ms)
+        def parts(end_ms: int) -> Parts:
+            """Material of the moments up to `end`, by shards."""
+            seeds = rng.integers(1 << 62, size=(len(shards), team.size)) if len(shards) * team.size > 1 else None
+
+            def make(number: int) -> Material:
+                known = shards[number].before(split.test_ms)
+                known_before[number] = known.users, len(known)
+                draws = rng if seeds is None else np.random.default_rng(seeds[number])
+                return material(known.before(end_ms), split.begin_ms, end_ms, draws, settings.half_life)
+
+            return Parts(make, len(shards))
+
+        training = parts(split.validation_ms)
+        validation = material(validation_history, split.validation_ms, split.test_ms, rng)
+        hazard_KB = evaluate.constant_hazards(training.first, edges_ms)
     torch.manual_seed(settings.seed)
     network = Network(shape)
     start_at(network, hazard_KB)
     copied = inherit(network, champion, sets, edges_ms) if champion and inherits else 0
     network.ask(sets, edges_ms, vocabulary)
     logger.info(
-        "fitting on %s events of %s users, %s moments; %s",
+        "fitting on %s events of %s users, %s moments%s; %s",
         f"{len(train_history):,}",
         f"{train_history.users:,}",
-        f"{len(training.moments):,}",
+        f"{len(training.first.moments):,}",
+        f", and {len(shards) - 1} times as many in other shards" if len(shards) > 1 else "",
         f"starting from {champion.manifest.version} ({copied} of {len(network.state_dict())} tensors)" if champion else "a first model",
     )
+    del first, train_history
     network.to(settings.resolved_device)
+    team.share_weights(network)
+    network.refresh()
+    warm = team.first_says(copied > 0)
     begun = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     with metrics.timed("fit"):
-        fitted = fit(network, training, validation, settings, warm=copied > 0, progress=progress, stopping=stopping)
+        fitted = fit(network, training, validation, settings, warm=warm, progress=progress, stopping=stopping, team=team)
         if settings.refit:
             passes = max(1, int(np.argmin(fitted.losses)))
             logger.info("%d passes did best; once more with the validation days, for as many", passes)
-            whole = material(validation_history, split.begin_ms, split.test_ms)
-            hazard_KB = evaluate.constant_hazards(whole, edges_ms)
+            del training
+            whole = parts(split.test_ms)
+            hazard_KB = evaluate.constant_hazards(whole.first, edges_ms)
             network.load_state_dict(begun)
             # In sample now, the validation loss no longer stops anything: it falls to the last pass.
             again = settings.model_copy(update={"epochs": passes, "patience": passes})
-            refitted = fit(network, whole, validation, again, warm=copied > 0, progress=progress, stopping=stopping)
+            refitted = fit(network, whole, validation, again, warm=warm, progress=progress, stopping=stopping, team=team)
             fitted.seconds += refitted.seconds
     metrics.validation_loss.set(min(fitted.losses))
     logger.info("fitted in %.1f s, %d passes: %s", fitted.seconds, len(fitted.losses) - 1, fitted.why)
+    users, known_events = (int(n) for n in team.total(*map(sum, zip(*known_before.values(), strict=True))))
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         version=version,
@@ -117,7 +154,7 @@ def train(
         lineage=champion.manifest.lineage if champion else version,
         weights_sha256="",
         base_hazards=hazard_KB.tolist(),
-        window=Window(start_ms=split.begin_ms, end_ms=split.test_ms, users=validation_history.users, events=len(validation_history)),
+        window=Window(start_ms=split.begin_ms, end_ms=split.test_ms, users=users, events=known_events),
     )
     return Challenger(Model(network, manifest, vocabulary, scaling), hazard_KB, fitted)
 

@@ -16,6 +16,7 @@ from kafka.errors import KafkaError, OffsetOutOfRangeError
 from kafka.structs import OffsetAndMetadata
 
 from model.events import EventDecoder, Limits
+from trainer.arrivals import Arrivals
 from trainer.log import EventLog, LogError
 from trainer.metrics import Metrics
 from trainer.settings import TrainerSettings
@@ -58,6 +59,7 @@ class Collector:
         self.brokers = settings.kafka_bootstrap_servers
         self.alive_at = clock()
         self.taken = 0
+        self.arrivals = Arrivals()
 
     caught_up = False
     """Whether everything that was in Kafka when the collector connected is in the log."""
@@ -222,6 +224,9 @@ class Collector:
 
         self._log.append(rows(), (partition.topic, partition.partition), records[-1].offset + 1)
         self._metrics.rows.inc(len(columns))
+        if len(columns):
+            newest = int(columns.time_ms.argmax())
+            self.arrivals.note(times[newest], records[int(columns.index[newest])].timestamp)
         for record in bad:
             self._metrics.bad_rows.labels(record.reason).inc()
 

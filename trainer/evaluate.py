@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from model.artifact import Model
 from model.hazards import DAY_MS, horizon_weights
 from model.targets import Target, event_sets
-from trainer.dataset import ASKS, Landmarks, landmarks, thinned
+from trainer.dataset import ASKS, Landmarks, features, landmarks, statistics_after, thinned
 from trainer.history import History
-from trainer.material import Material, hidden_along, prepare
+from trainer.material import Material, hidden_along
 
 Probabilities = NDArray[np.float64]
 
@@ -71,9 +71,9 @@ def set_exam(
 def answers(exam: Exam, model: Model) -> tuple[Probabilities, ...]:
     """For each target, what the model says at the exam's rows. Raises ArtifactError where it has no head for a target."""
     scorer = model.scorer(exam.asked)
-    material = prepare(exam.history, exam.moments, model.vocabulary, model.scaling, model.manifest.edges_ms)
-    hidden_EH = hidden_along(model.network, material.steps, exam.history)
-    p_LT = scorer(hidden_EH[torch.from_numpy(exam.moments.event)], material.stats, exam.moments.at_ms).astype(np.float64)
+    hidden_EH = hidden_along(model.network, features(exam.history, model.vocabulary, model.scaling), exam.history)
+    stats = statistics_after(exam.history, model.vocabulary)[exam.moments.event]
+    p_LT = scorer(hidden_EH[torch.from_numpy(exam.moments.event)], stats, exam.moments.at_ms).astype(np.float64)
     return tuple(p_LT[row, i] for i, row in enumerate(exam.rows))
 
 

@@ -11,9 +11,12 @@ import numpy as np
 import torch
 
 from model.network import Network
-from trainer.batches import Batch, chunks, pack
+from trainer.batches import Batch, Packer
 from trainer.belief import STEP_SIZE, Streams, believed, fit_belief, start
-from trainer.material import Material, inputs_of, loss_of, negative_log_likelihood
+from trainer.distributed import ALONE, Team
+from trainer.heads import answer
+from trainer.material import Material, loss_of, negative_log_likelihood
+from trainer.parts import Part, Parts
 from trainer.recurrence import hidden_states
 from trainer.settings import TrainerSettings
 from trainer.standard import standardised
@@ -42,17 +45,19 @@ class Fitted:
     """What came of a fitting. The network holds the best weights.
 
     losses: validation loss before the first and after each pass. train_losses: mean loss of a training moment during each pass.
+    pass_speeds: events trained on a second, in each pass.
     """
 
     losses: list[float]
     seconds: float
     why: str
     train_losses: list[float] = field(default_factory=list)
+    pass_speeds: list[float] = field(default_factory=list)
 
 
 def fit(
     network: Network,
-    train: Material,
+    train: Parts | Material,
     validation: Material,
     settings: TrainerSettings,
     *,
@@ -60,27 +65,33 @@ def fit(
     progress: Progress = no_progress,
     stopping: Callable[[], bool] = lambda: False,
     clock: Callable[[], float] = time.monotonic,
+    team: Team = ALONE,
 ) -> Fitted:
-    """Fit `network` in place and leave it with the weights that did best on `validation`. Raises Stopped when told to."""
-    with standardised(network, train.readout_LR):
-        fitted = _fit(network, train, validation, settings, warm, progress, stopping, clock)
+    """Fit `network` in place and leave it with the weights that did best on `validation`. Raises Stopped when told to.
+
+    team: the processes that fit it together, each on material of its own; all must begin with the same weights, and end with the same.
+    """
+    parts = train if isinstance(train, Parts) else Parts.whole(train)
+    with standardised(network, parts.first.readout_LR, team.share):
+        fitted = _fit(network, parts, validation, settings, warm, progress, stopping, clock, team)
     network.eval()
     return fitted
 
 
 def _fit(
     network: Network,
-    train: Material,
+    train: Parts,
     validation: Material,
     settings: TrainerSettings,
     warm: bool,
     progress: Progress,
     stopping: Callable[[], bool],
     clock: Callable[[], float],
+    team: Team,
 ) -> Fitted:
     begin = clock()
-    rng = np.random.default_rng(settings.seed)
-    torch.manual_seed(settings.seed)
+    rng = np.random.default_rng(settings.seed if team.first else (settings.seed, team.rank))
+    torch.manual_seed(settings.seed + team.rank)
     fitted_here = [p for n, p in network.named_parameters() if not n.startswith("encoder.belief.")]
     decayed = [p for p in fitted_here if p.dim() > 1]
     plain = [p for p in fitted_here if p.dim() <= 1]
@@ -88,76 +99,95 @@ def _fit(
     optimizer = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}], lr=peak
     )
-    weight_total = float(validation.moments.weight.sum())
 
     def validation_loss() -> float:
-        return float(loss_of(network, validation) @ validation.moments.weight) / max(weight_total, 1e-9)
+        weight_L = validation.moments.weight
+        loss, weight = team.total(float(loss_of(network, validation) @ weight_L), float(weight_L.sum()))
+        return loss / max(weight, 1e-9)
 
     best_loss = validation_loss() if warm else float("inf")
     best = copy.deepcopy(network.state_dict())
-    believed_LS = _fit_belief(network, train, settings, warm, rng, progress, stopping, clock)
-    train_losses: list[float] = []
+    _fit_belief(network, train, settings, warm, rng, progress, stopping, clock, team)
+    asked_events = 0
+    for number in range(len(train)):
+        if stopping():
+            raise Stopped
+        progress(0.0, f"preparing shard {number + 1} of {len(train)}")
+        asked_events += len(torch.unique_consecutive(train[number].event_L))
+    (asked_in_all,) = team.total(asked_events)
+    batch_events = max(1, min(settings.batch_events, max(int(asked_in_all) // LEAST_BATCHES, 64)) // team.size)
+
+    def over_budget() -> bool:
+        return bool(team.most(clock() - begin > settings.round_budget_seconds))
+
+    def train_on(part: Part, done_before: float, share: float) -> int:
+        """A pass over one part, `share` of the fitting. Returns how many events that was."""
+        events = 0
+        packer = Packer(part.first.numpy(), part.event_L.numpy(), settings.chunk_events, batch_events, rng)
+        packer.in_batches(team.most(len(packer)))
+        for i, batch in enumerate(packer):
+            if team.most(stopping()):
+                raise Stopped
+            if over_budget():
+                break
+            done = done_before + share * i / len(packer)
+            for group in optimizer.param_groups:
+                group["lr"] = peak * learning_rate_share(done)
+            batch_losses.extend(_step(network, part, batch, optimizer, settings.gradient_norm, settings.mixed, team))
+            events += len(batch.events)
+            progress(done, f"pass {epoch + 1}")
+        return events
+
     passes_begin = clock()
-    losses, since_best, why = [best_loss], 0, f"all {settings.epochs} passes done"
-    landmark_first = np.searchsorted(train.moments.event, np.arange(len(train.history) + 1))
-    asked_events = len(np.unique(train.moments.event))
-    batch_events = min(settings.batch_events, max(asked_events // LEAST_BATCHES, 64))
+    fitted = Fitted([best_loss], 0.0, f"all {settings.epochs} passes done")
     planned = settings.epochs  # fewer, once it shows that the budget does not last for them: the step size must come down in any case
+    since_best = 0
     for epoch in range(settings.epochs):
         network.train()
         batch_losses: list[torch.Tensor] = []
-        begins, ends = chunks(train.history.first, settings.chunk_events, rng)
-        asked = landmark_first[ends] > landmark_first[begins]  # chunks before the window only lead up to it
-        begins, ends = begins[asked], ends[asked]
-        cuts = np.flatnonzero(np.diff(np.cumsum(ends - begins) // batch_events)) + 1
-        batches = list(zip(np.split(begins, cuts), np.split(ends, cuts), strict=True))
-        for i, (low, high) in enumerate(batches):
-            if stopping():
-                raise Stopped
-            if clock() - begin > settings.round_budget_seconds:
-                break
-            done = (epoch + i / len(batches)) / planned
-            for group in optimizer.param_groups:
-                group["lr"] = peak * learning_rate_share(done)
-            packed = pack(low, high, train.moments.event, landmark_first)
-            batch_losses += _step(network, train, packed, believed_LS, optimizer, settings.gradient_norm)
-            progress(done, f"pass {epoch + 1}")
+        pass_begin, events = clock(), 0
+        order = team.first_says(rng.permutation(len(train)).tolist())
+        for i, number in enumerate(order):
+            events += train_on(train[number], (epoch + i / len(train)) / planned, 1 / planned / len(train))
+        fitted.pass_speeds.append(team.total(events)[0] / max(clock() - pass_begin, 1e-9))
         loss = validation_loss()
-        losses.append(loss)
-        train_losses.append(_mean(batch_losses))
+        fitted.losses.append(loss)
+        fitted.train_losses.append(_mean(batch_losses, team))
         if epoch == 0:
             left = settings.round_budget_seconds - (passes_begin - begin)
-            planned = min(planned, max(1, int(left / max(clock() - passes_begin, 1e-9))))
+            planned = team.first_says(min(planned, max(1, int(left / max(clock() - passes_begin, 1e-9)))))
         progress((epoch + 1) / planned, f"pass {epoch + 1}: validation loss {loss:.4f}")
         since_best += 1
         if loss < best_loss:
             best_loss, best, since_best = loss, copy.deepcopy(network.state_dict()), 0
-        if clock() - begin > settings.round_budget_seconds or epoch + 1 == planned < settings.epochs:
-            why = f"the budget of {settings.round_budget_seconds:.0f} s is spent"
+        if over_budget() or epoch + 1 == planned < settings.epochs:
+            fitted.why = f"the budget of {settings.round_budget_seconds:.0f} s is spent"
             break
         if since_best >= settings.patience:
-            why = f"no better on validation for {settings.patience} passes"
+            fitted.why = f"no better on validation for {settings.patience} passes"
             break
     network.load_state_dict(best)
-    return Fitted(losses, clock() - begin, why, train_losses)
+    fitted.seconds = clock() - begin
+    return fitted
 
 
 def _fit_belief(
     network: Network,
-    train: Material,
+    train: Parts,
     settings: TrainerSettings,
     warm: bool,
     rng: np.random.Generator,
     progress: Progress,
     stopping: Callable[[], bool],
     clock: Callable[[], float],
-) -> torch.Tensor | None:
-    """Fit the belief cell first, by the likelihood of the streams: (L, S) what it then believes at each moment, an input of the heads.
+    team: Team,
+) -> None:
+    """Fit the belief cell first, by the likelihood of the streams: what it then believes at each moment is an input of the heads.
     A cell whose parameters require no gradient stays as it is."""
     belief = network.encoder.belief
-    if belief is None or not len(train.moments):
-        return None
-    streams = Streams(train.history, train.steps.slot, int(train.moments.at_ms[0] + train.moments.observed_ms[0]))
+    if belief is None or not team.most(len(train.first.moments)):
+        return
+    streams = streams_of(train.first)
 
     def told(share: float) -> None:
         if stopping():
@@ -170,45 +200,68 @@ def _fit_belief(
         start(belief, streams, torch.Generator().manual_seed(settings.seed))
     steps, step_size = (settings.belief_steps // 4, STEP_SIZE / 5) if warm else (settings.belief_steps, STEP_SIZE)
     budget_seconds = settings.round_budget_seconds * BELIEF_SHARE
-    if not frozen:
+    if not frozen and team.first:
         fit_belief(belief, streams, steps=steps, rng=rng, step_size=step_size, budget_seconds=budget_seconds, progress=told, clock=clock)
-    believed_LS = believed(belief, streams, train.moments.event, train.level_L)
+    belief.to(team.device)
+    team.share_weights(belief)
+    belief.to("cpu").refresh()
+    cell = copy.deepcopy(belief)  # on the CPU still
+    train.believe = lambda material: believed(cell, streams_of(material), material.moments.event, material.level_L)
     belief.to(network.device)
     network.refresh()
-    return believed_LS
+
+
+def streams_of(material: Material) -> Streams:
+    """Its users' streams, up to the end of what was observed of the moments."""
+    end_ms = int(material.moments.at_ms[0] + material.moments.observed_ms[0]) if len(material.moments) else 0
+    return Streams(material.history, material.steps.slot, end_ms)
 
 
 def _step(
     network: Network,
-    train: Material,
+    part: Part,
     batch: Batch,
-    believed_LS: torch.Tensor | None,
     optimizer: torch.optim.Optimizer,
     gradient_norm: float,
+    mixed: bool = False,
+    team: Team = ALONE,
 ) -> tuple[torch.Tensor, ...]:
     """(the batch's loss times its weight, its weight) in one tensor, left on its device; () of a batch that asks nothing."""
-    if not len(batch.landmarks):
+    if not len(batch.landmarks) and team.size == 1:
         return ()
-    device = network.device
-    landmarks = torch.from_numpy(batch.landmarks)
-    hidden_NH = hidden_states(network.encoder, inputs_of(network, train.steps, batch.events), batch.sizes.tolist())
-    asked = None if believed_LS is None else believed_LS[landmarks].to(device)
-    logits = network.answer(hidden_NH[torch.from_numpy(batch.place).to(device)], asked, train.readout_LR[landmarks].to(device))
-    weight = torch.from_numpy(train.moments.weight[batch.landmarks]).to(device)
-    terms = negative_log_likelihood(logits, train.event_LKB[landmarks].to(device), train.mask_LKB[landmarks].to(device))
-    loss = terms @ weight / weight.sum()
+    parameters = [p for g in optimizer.param_groups for p in g["params"]]
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    torch.nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], gradient_norm)
+    loss = weight = torch.zeros((), device=network.device)
+    if len(batch.landmarks):
+        loss, weight = _loss(network, part, batch, mixed)
+        (loss / weight).backward()  # type: ignore[no-untyped-call]
+    team.average_gradients(parameters, weight)
+    torch.nn.utils.clip_grad_norm_(parameters, gradient_norm)
     optimizer.step()
-    return (torch.stack([loss.detach() * weight.sum(), weight.sum()]),)
+    return (torch.stack([loss.detach(), weight]),)
 
 
-def _mean(batch_losses: list[torch.Tensor]) -> float:
-    if not batch_losses:
-        return float("nan")
-    total, weight = torch.stack(batch_losses).sum(0).tolist()
-    return float(total / weight)
+def _loss(network: Network, part: Part, batch: Batch, mixed: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of a batch: the sum of its moments' losses, each times its weight, and the sum of the weights."""
+    device = network.device
+    landmarks, events, place = (torch.from_numpy(rows) for rows in (batch.landmarks, batch.events, batch.place))
+
+    def taken(column: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        return column.index_select(0, rows).to(device)  # of rows of floats, a tenth of the time of column[rows]
+
+    inputs = network.encoder.inputs(*(taken(c, events) for c in (part.slot_E, part.item_E, part.category_E, part.numeric_EM)))
+    hidden_NH = hidden_states(network.encoder, inputs, batch.sizes.tolist())
+    believed_LS = None if part.believed_LS is None else taken(part.believed_LS, landmarks)
+    logits = answer(network, hidden_NH, place.to(device), believed_LS, taken(part.readout_LR, landmarks), mixed)
+    weight = taken(part.weight_L, landmarks)
+    terms = negative_log_likelihood(logits, taken(part.event_LKB, landmarks), taken(part.mask_LKB, landmarks))
+    return terms @ weight, weight.sum()
+
+
+def _mean(batch_losses: list[torch.Tensor], team: Team) -> float:
+    """NaN of none."""
+    total, weight = team.total(*torch.stack(batch_losses).double().sum(0).tolist()) if batch_losses else (float("nan"), 1.0)
+    return total / weight
 
 
 def learning_rate_share(done: float) -> float:

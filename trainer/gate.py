@@ -52,11 +52,15 @@ class Tolerance:
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """challenger_end_ms, champion_end_ms: where the events end that each was fitted on; None: no champion. test_ms: the first judged."""
+    """challenger_end_ms, champion_end_ms: where the events end that each was fitted on; None: no champion. test_ms: the first judged.
+
+    judges_end_ms: where those end that the challenger was fitted on of the users who are judged; None: at challenger_end_ms, too.
+    """
 
     challenger_end_ms: int
     champion_end_ms: int | None
     test_ms: int
+    judges_end_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +106,7 @@ def decide(judged: Sequence[Judged], *, windows: Windows, tolerance: Tolerance, 
     confidence = 1 - (1 - CONFIDENCE) / max(len(judged), 1)
     verdicts = [_verdict(j, tolerance, rng, first, confidence) for j in judged]
     figures = {j.target: v.figures for j, v in zip(judged, verdicts, strict=True)}
-    if windows.challenger_end_ms > windows.test_ms:
+    if (windows.challenger_end_ms if windows.judges_end_ms is None else windows.judges_end_ms) > windows.test_ms:
         return Decision(False, "its training window reaches into the test window, so nothing it says there proves anything", figures)
     if any(v.objections for v in verdicts):
         objections = (f"{j.target}: {' and '.join(v.objections)}" for j, v in zip(judged, verdicts, strict=True) if v.objections)

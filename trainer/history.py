@@ -55,6 +55,16 @@ class History:
         return len(self.first) - 1
 
     @property
+    def first_ms(self) -> int:
+        """Time of the first event."""
+        return int(self.time_ms.min(initial=self.last_ms + 1))
+
+    @property
+    def last_ms(self) -> int:
+        """Time of the last event."""
+        return int(self.time_ms.max(initial=0))
+
+    @property
     def has_previous(self) -> NDArray[np.bool_]:
         """(E,) False for a user's first event."""
         flags = np.ones(len(self), bool)
@@ -269,6 +279,8 @@ def _effective(
     time_ms: NDArray[np.int64], order: NDArray[np.int64], user: NDArray[np.int64], topic: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """Times that never fall along each user's events of one topic: the running maximum of the group."""
+    if not len(time_ms):
+        return time_ms
     grouped = time_ms[order]
     begins = np.r_[True, (np.diff(user[order]) != 0) | (np.diff(topic[order]) != 0)]
     span = int(grouped.max() - grouped.min()) + 1

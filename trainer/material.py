@@ -14,11 +14,11 @@ from model.belief import levels
 from model.features import Scaling, StepFeatures, Vocabulary
 from model.hazards import log_likelihood_terms
 from model.network import Network
-from model.statistics import readout
+from model.statistics import READOUT_SIZE, readout
 from trainer.dataset import Landmarks, by_rank, features, statistics_after
 from trainer.history import History
 
-BLOCK = 65_536
+BLOCK = 8192
 """Landmarks taken at once."""
 
 
@@ -37,22 +37,23 @@ class Material:
     level_L: torch.Tensor
     mask_LKB: torch.Tensor
     event_LKB: torch.Tensor
-    stats: NDArray[np.void]
 
 
 def prepare(history: History, moments: Landmarks, vocabulary: Vocabulary, scaling: Scaling, edges_ms: Sequence[int]) -> Material:
     """Everything that does not depend on the weights, computed once."""
     after = statistics_after(history, vocabulary)
-    size = len(moments)
-    sets = moments.wait_ms.shape[1]
+    size, sets = moments.wait_ms.shape
     mask = torch.empty((size, sets, len(edges_ms)), dtype=torch.uint8)
     event = torch.empty_like(mask)
-    for k in range(sets):
-        m, e = log_likelihood_terms(moments.wait_ms[:, k], moments.observed_ms, edges_ms)
-        mask[:, k], event[:, k] = torch.from_numpy(m), torch.from_numpy(e)
-    parts = [readout(after[moments.event[i : i + BLOCK]], moments.at_ms[i : i + BLOCK]) for i in range(0, max(size, 1), BLOCK)]
+    readout_LR = torch.empty((size, READOUT_SIZE))
+    for i in range(0, size, BLOCK):
+        rows = slice(i, i + BLOCK)
+        readout_LR[rows] = readout(after[moments.event[rows]], moments.at_ms[rows])
+        for k in range(sets):
+            m, e = log_likelihood_terms(moments.wait_ms[rows, k], moments.observed_ms[rows], edges_ms)
+            mask[rows, k], event[rows, k] = torch.from_numpy(m), torch.from_numpy(e)
     level = torch.from_numpy(levels(moments.at_ms - history.time_ms[moments.event]))
-    return Material(history, moments, features(history, vocabulary, scaling), torch.cat(parts), level, mask, event, after[moments.event])
+    return Material(history, moments, features(history, vocabulary, scaling), readout_LR, level, mask, event)
 
 
 def hidden_along(network: Network, steps: StepFeatures, history: History) -> torch.Tensor:
@@ -77,13 +78,11 @@ def loss_of(network: Network, material: Material) -> NDArray[np.float32]:
     return head_losses(network, material, hidden_along(network, material.steps, material.history))
 
 
-def head_losses(network: Network, material: Material, hidden_EH: torch.Tensor) -> NDArray[np.float32]:
-    """(L,) as `loss_of`, where the hidden states are known already."""
-    parts = [np.zeros(0, np.float32)]
+def head_losses(network: Network, material: Material, hidden_EH: torch.Tensor, rows: torch.Tensor | None = None) -> NDArray[np.float32]:
+    """(N,) as `loss_of`, where the hidden states are known already, of some landmarks or, by default, all."""
+    rows = torch.arange(len(material.moments)) if rows is None else rows
     with torch.inference_mode():
-        for i in range(0, len(material.moments), BLOCK):
-            rows = torch.arange(i, min(i + BLOCK, len(material.moments)))
-            parts.append(head_terms(network, material, hidden_EH, rows).cpu().numpy())
+        parts = [head_terms(network, material, hidden_EH, some).cpu().numpy() for some in rows.split(BLOCK)]  # type: ignore[no-untyped-call]
     return np.concatenate(parts)
 
 
@@ -97,12 +96,3 @@ def head_terms(network: Network, material: Material, hidden_EH: torch.Tensor, ro
 
 def negative_log_likelihood(logits: torch.Tensor, event: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return (binary_cross_entropy_with_logits(logits, event.float(), reduction="none") * mask).sum((1, 2))
-
-
-def inputs_of(network: Network, steps: StepFeatures, rows: NDArray[np.int64] | slice) -> torch.Tensor:
-    device = network.device
-
-    def tensor(column: NDArray[np.generic]) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(column[rows])).to(device)
-
-    return network.encoder.inputs(tensor(steps.slot), tensor(steps.item), tensor(steps.category), tensor(steps.numeric))

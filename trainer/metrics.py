@@ -33,7 +33,7 @@ class Metrics:
         self.log_rows = gauge("log_rows", "Events in the log on disk")
         self.connected = gauge("kafka_connected", "1 while Kafka answers")
 
-        self.window_users = gauge("window_users", "Users with an event in the last round's window")
+        self.window_users = gauge("window_users", "Users with an event in the last round's window; of a large window by a sample")
         self.window_events = gauge("window_events", "Events in the last round's window")
         self.window_end = gauge("window_end_timestamp_seconds", "Time of the newest event in the last round's window")
         self.rounds = counter(
@@ -61,7 +61,7 @@ class Metrics:
         self.rejections = counter("rejections", "Models that the gate rejected")
         self.event_to_promotion = gauge(
             "event_to_promotion_seconds",
-            "From the newest event in the window to the promotion, last time, by rhythm: round, refresh",
+            "From the arrival of the newest event learnt from to the promotion, last time: of an encoder (round), of heads (refresh)",
             "rhythm",
         )
         self.last_promotion = gauge("last_promotion_timestamp_seconds", "When `current` was last moved by this trainer")

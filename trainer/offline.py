@@ -92,6 +92,7 @@ def fit(source: Path, until: str | None, out: Path, replace: bool, settings: Tra
     table = inputs.read_events(source, settings.event_fields)
     until_ms = inputs.time_ms(until) if until else inputs.known_times(table)[1] + 1
     history, split = window(table, until_ms, settings)
+    del table  # larger than the history
     challenger = fit_window(history, split, settings, now, progress)
 
     def write_report(folder: Path) -> None:

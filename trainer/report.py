@@ -26,6 +26,7 @@ from trainer.challenger import Challenger, Split
 from trainer.dataset import NEVER_MS, Landmarks
 from trainer.evaluate import Exam
 from trainer.history import History, sample_users
+from trainer.judges import unseen_from
 from trainer.measures import Floats, Interval
 from trainer.pictures import CHAMPION, CONSTANT, MODEL, RECENCY
 from trainer.settings import TrainerSettings
@@ -59,14 +60,30 @@ class _Windows:
 
 
 def about_round(
-    history: History, split: Split, challenger: Challenger, champion: Model | None, settings: TrainerSettings, kind: str, reason: str
+    history: History,
+    judged: History,
+    split: Split,
+    challenger: Challenger,
+    champion: Model | None,
+    settings: TrainerSettings,
+    kind: str,
+    reason: str,
+    events: int = 0,
 ) -> Report:
-    """The report of a round: judged on the test window, beside the champion. kind, reason: what became of the challenger, and why."""
+    """The report of a round: judged on the test window, beside the champion.
+
+    judged: the users who are asked about. kind, reason: what became of the challenger, and why. events: how many there are, where `history`
+    is a sample of the users.
+    """
     notes = ["Judged on the test window, of which the fitting saw nothing."]
-    if champion and champion.manifest.window.end_ms > split.test_ms:
+    if events > len(history):
+        notes.append(f"The data below are a sample of the users, with {len(history):,} of about {events:,} events.")
+    if any(m.manifest.window.judges_end_ms is not None for m in (challenger.model, champion) if m):
+        notes.append("Models are asked about the judges alone, users whose test window none of them has learnt from.")
+    if champion and unseen_from(champion.manifest.window) > split.test_ms:
         notes.append("The champion had seen part of it, which favours the champion.")
     windows = _Windows(split.begin_ms, split.test_ms, split.end_ms)
-    return _report(history, windows, challenger, champion, settings, f"{kind.capitalize()}: {reason}.", notes)
+    return _report(history, judged, windows, challenger, champion, settings, f"{kind.capitalize()}: {reason}.", notes)
 
 
 def about_fit(history: History, split: Split, challenger: Challenger, settings: TrainerSettings) -> Report:
@@ -74,11 +91,13 @@ def about_fit(history: History, split: Split, challenger: Challenger, settings: 
     notes = ["Judged on the validation window, the newest there is. It also stopped the fitting: its figures are slightly favourable."]
     windows = _Windows(split.begin_ms, split.validation_ms, split.test_ms)
     verdict = f"Fitted, and kept for what was best on validation: {challenger.fitted.why}. No gate was asked."
-    return _report(history.before(split.test_ms), windows, challenger, None, settings, verdict, notes)
+    known = history.before(split.test_ms)
+    return _report(known, known, windows, challenger, None, settings, verdict, notes)
 
 
 def _report(
     history: History,
+    judged: History,
     windows: _Windows,
     challenger: Challenger,
     champion: Model | None,
@@ -88,7 +107,7 @@ def _report(
 ) -> Report:
     model, targets = challenger.model, settings.targets
     rng = np.random.default_rng(settings.seed)
-    sample = sample_users(history.before(windows.end_ms), EVENTS)
+    sample = sample_users(judged.before(windows.end_ms), EVENTS)
     exam = evaluate.set_exam(sample, targets, windows.begin_ms, windows.end_ms, rng, MOMENTS)
     earlier = evaluate.set_exam(sample, exam.asked, windows.threshold_ms, windows.begin_ms, rng, MOMENTS)
     training = evaluate.set_exam(sample, exam.asked, windows.train_ms, windows.begin_ms, rng, MOMENTS)

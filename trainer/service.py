@@ -14,28 +14,16 @@ from model.artifact import ArtifactError
 from model.http import serve
 from model.registry import Registry
 from trainer.collect import Collector, follow
-from trainer.history import COLUMNS, History, from_table
-from trainer.log import EventLog, files_in, read
+from trainer.log import EventLog
 from trainer.metrics import Metrics
 from trainer.rhythms import Rhythm, Rhythms
 from trainer.settings import TrainerSettings
+from trainer.shards import of_log
 
-DAY_MS = 86_400_000
 LOOK_SECONDS = 1.0
 STUCK_SECONDS = 120.0
 
 logger = logging.getLogger(__name__)
-
-
-def load_history(settings: TrainerSettings) -> History | None:
-    """What the log holds of the window and the margin before it; None where it holds nothing."""
-    newest_ms = max((f.newest_ms for f in files_in(settings.log_directory) if f.newest_ms is not None), default=None)
-    if newest_ms is None:
-        return None
-    since_ms = newest_ms - int((settings.window_days + settings.log_margin_days) * DAY_MS)
-    topics = ["topic"] if len(settings.event_topics) > 1 else []
-    table = read(settings.log_directory, since_ms, [*COLUMNS, *topics])
-    return from_table(table) if len(table) else None
 
 
 class Service:
@@ -123,14 +111,13 @@ class Service:
         metrics.training.set(1)
         try:
             with metrics.timed("load"):
-                history = load_history(self._settings)
-            if history is None:
+                shards = of_log(self._settings)
+            if shards is None:
                 return "waiting", "no event seen"
-            metrics.window_users.set(history.users)
-            metrics.window_events.set(len(history))
-            metrics.window_end.set(int(history.time_ms.max()) / 1000)
+            metrics.window_events.set(shards.events)
+            metrics.window_end.set(shards.last_ms / 1000)
             outcome = run_round(
-                history,
+                shards,
                 self._registry,
                 self._settings,
                 metrics,
@@ -149,7 +136,11 @@ class Service:
             metrics.training.set(0)
         metrics.rounds.labels(outcome.kind, rhythm).inc()
         if outcome.kind == "promoted":
-            metrics.event_to_promotion.labels(rhythm).set(time.time() - int(history.time_ms.max()) / 1000)
+            assert outcome.learnt_until_ms is not None
+            assert outcome.ended_at is not None
+            arrived_ms = self._collector.arrivals.newest_before(outcome.learnt_until_ms)
+            if arrived_ms is not None:  # else it came before this program did
+                metrics.event_to_promotion.labels(rhythm).set(outcome.ended_at - arrived_ms / 1000)
         if outcome.kind != "waiting":
             self._say(f"{outcome.kind} {outcome.version}{' (heads)' if rhythm == 'refresh' else ''}: {outcome.reason}")
         return outcome.kind, outcome.reason

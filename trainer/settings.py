@@ -33,10 +33,24 @@ class TrainerSettings(Settings):
     min_events: int = Field(10_000, gt=0, description="events in the window that a round waits for")
     min_days: float = Field(14, gt=0, description="days between the first and the last event that a round waits for")
     max_events: int = Field(
-        500_000, gt=0, description="events that a round trains on at most (1 kB of memory each); more: a sample of users"
+        2_000_000,
+        gt=0,
+        description="events that a round trains on at most, a limit of its time and not of its memory; more: a sample of users",
+    )
+    shard_events: int = Field(
+        250_000,
+        gt=0,
+        description="events that are in memory at once while training (7 kB each); more are prepared and kept on disk by shards",
     )
     validation_share: float = Field(0.1, gt=0, lt=0.5, description="share of the window's days, after training, that stops the fitting")
     test_share: float = Field(0.2, gt=0, lt=0.5, description="share of the window's days, the newest, on which the gate decides")
+
+    judge_share: float = Field(
+        0.3,
+        gt=0,
+        lt=0.5,
+        description="share of the users, by a hash of their id, from whom no refresh learns: the gate judges on them",
+    )
 
     round_interval_seconds: float = Field(3600, gt=0, description="seconds from the start of one round to the start of the next")
     refresh_interval_seconds: float = Field(
@@ -46,6 +60,9 @@ class TrainerSettings(Settings):
     round_budget_seconds: float = Field(600, gt=0, description="seconds that the fitting of one round may take")
     epochs: int = Field(15, gt=0, description="passes over the training data at most; validation usually stops the fitting earlier")
     patience: int = Field(4, gt=0, description="passes without a better validation loss after which the fitting stops")
+    half_life: float = Field(
+        0.25, ge=0, description="age at which a training moment counts half, as a share of the training window; 0: all count alike"
+    )
     refit: bool = Field(
         False, description="fit once more, on training and validation days together, for the number of passes that validation found best"
     )
@@ -64,6 +81,10 @@ class TrainerSettings(Settings):
     dropout: float = Field(0.2, ge=0, lt=1, description="share of units dropped in training")
     seed: int = Field(0, description="of every random choice in a round")
     device: str = Field("auto", description="where to fit: cpu, cuda, cuda:1; auto takes a GPU if there is one")
+    mixed_precision: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="multiply in bfloat16 in the heads while fitting; auto: on a GPU, where it has not been measured, and not on a CPU",
+    )
     threads: int = Field(1, ge=0, description="CPU threads of the fitting; 0 takes all cores")
     nice: int = Field(5, ge=0, le=19, description="how far the trainer steps back from other processes for the CPU (os.nice)")
 
@@ -103,3 +124,8 @@ class TrainerSettings(Settings):
         import torch
 
         return "cuda" if torch.cuda.is_available() else "cpu"
+
+    @property
+    def mixed(self) -> bool:
+        """Whether to fit in mixed precision."""
+        return self.mixed_precision == "on" or (self.mixed_precision == "auto" and self.resolved_device.startswith("cuda"))

@@ -6,7 +6,7 @@ on (x - mean) / deviation and writing W / deviation and b - W mean / deviation i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -15,7 +15,9 @@ from torch import nn
 from model.network import Network
 
 
-class _Standardise(nn.Module):
+class Standardise(nn.Module):
+    """(x - mean) * factor of the head's inputs."""
+
     mean: torch.Tensor
     factor: torch.Tensor
 
@@ -29,19 +31,24 @@ class _Standardise(nn.Module):
 
 
 @contextmanager
-def standardised(network: Network, readout_LR: torch.Tensor) -> Iterator[None]:
-    """Within, the head's readout inputs have mean 0 and deviation 1 over `readout_LR`; it computes the same as before, and after."""
+def standardised(network: Network, readout_LR: torch.Tensor, share: Callable[..., None] = lambda *tensors: None) -> Iterator[None]:
+    """Within, the head's readout inputs have mean 0 and deviation 1 over `readout_LR`; it computes the same as before, and after.
+
+    share: makes means and deviations those of the first process (`distributed.Team.share`).
+    """
     head, linear = network.head, network.head[0]
     assert isinstance(linear, nn.Linear)
     before = linear.in_features - readout_LR.shape[1]
     mean, deviation = torch.zeros(linear.in_features), torch.ones(linear.in_features)
     spread, centre = torch.std_mean(readout_LR, dim=0)
+    del readout_LR  # large, and not looked at again
     mean[before:], deviation[before:] = centre, torch.where(spread > 1e-3, spread, 1.0)  # a constant input stays as it is
     mean, deviation = mean.to(network.device), deviation.to(network.device)
+    share(mean, deviation)
     with torch.no_grad():
         linear.bias.add_(linear.weight @ mean)
         linear.weight.mul_(deviation)
-    network.head = nn.Sequential(_Standardise(mean, deviation), *head)
+    network.head = nn.Sequential(Standardise(mean, deviation), *head)
     try:
         yield
     finally:

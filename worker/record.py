@@ -79,11 +79,11 @@ def dequantise(hidden: NDArray[np.int16]) -> NDArray[np.float32]:
 
 
 def parse(values: list[bytes], dtype: np.dtype[np.void]) -> tuple[NDArray[np.void], NDArray[np.bool_]]:
-    """Records of N stored values, as ((N,) of `dtype`, (N,) readable). What another encoder size wrote keeps its fixed part and asks for
-    a rebuild; what is no record at all (another format, cut short) is not readable.
+    """Records of N stored values, as ((N,) of `dtype`, which may be read-only, (N,) readable). What another encoder size wrote keeps its
+    fixed part and asks for a rebuild; what is no record at all (another format, cut short) is not readable.
     """
     if all(len(v) == dtype.itemsize for v in values):
-        records = np.frombuffer(b"".join(values), dtype).copy()
+        records = np.frombuffer(b"".join(values), dtype)
         readable = records["prefix"]["format"] == FORMAT
         return records, readable
     records = np.zeros(len(values), dtype)

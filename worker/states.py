@@ -93,6 +93,7 @@ class States:
         arena = self.arena
         rows = np.flatnonzero((arena.partition == task.number) & arena.dirty)
         if not len(rows) and not task.gone and task.applied == task.progress():
+            task.store.settle()
             return 0
         users = [arena.user[row] for row in rows.tolist()]
         moved = np.flatnonzero(self._moved(task, rows))
@@ -100,7 +101,7 @@ class States:
         timers = timer_seconds(due_ms)
         arena.records["prefix"]["stored_due_seconds"][rows[moved]] = timers
         size = arena.records.dtype.itemsize
-        packed = memoryview(arena.read(rows).tobytes())
+        packed = memoryview(arena.read(rows).view(np.uint8))  # type: ignore[arg-type]
         changes = Flush(
             records={u: packed[i * size : (i + 1) * size] for i, u in enumerate(users)},  # type: ignore[misc]
             chunks=task.chunks,
@@ -137,10 +138,11 @@ class States:
         values = task.store.load(users)
         arena = self.arena
         rows = arena.take(users, task.number, self.tables)
-        arena.clear(rows)
         arena.due_ms[rows] = NOT_DUE
         arena.stored_due_ms[rows] = UNKNOWN
         stored = [i for i, (u, v) in enumerate(zip(users, values, strict=True)) if v is not None and u not in task.gone]
+        if len(stored) < len(users):
+            arena.clear(np.delete(rows, stored))
         if stored:
             records, readable = parse([values[i] for i in stored], arena.records.dtype)  # type: ignore[misc]
             if not readable.all():

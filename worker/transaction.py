@@ -30,6 +30,7 @@ T = TypeVar("T")
 ANSWER_MS = 5_000  # for one answer; nothing waits for Kafka longer than this, but for transactions
 CLOSE_S = 2.0
 BATCH_BYTES = 512 * 1024  # below the 1 MB that a topic takes by default: a larger batch would be refused, split and sent again
+LINGER_MS = 100  # nothing lingers, as all is flushed; but the sender does not begin with small requests while more is being added
 LARGEST_REQUEST = 64 * 1024 * 1024  # a topic may allow large dead letters
 
 
@@ -83,11 +84,11 @@ class Publisher:
                 metrics_enabled=False,
                 acks="all",
                 enable_idempotence=True,
-                linger_ms=0,
+                linger_ms=LINGER_MS,
                 batch_size=BATCH_BYTES,
                 max_request_size=LARGEST_REQUEST,
                 max_block_ms=ANSWER_MS,
-                request_timeout_ms=min(ANSWER_MS, self._limit_ms),
+                request_timeout_ms=min(ANSWER_MS, self._limit_ms - LINGER_MS),
                 delivery_timeout_ms=self._limit_ms,
                 retry_backoff_ms=10,  # also between transactions, while the last one's markers are written: 4 ms rather than 34 for each
                 **(transactional if self._exactly_once else {}),
