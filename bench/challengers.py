@@ -41,7 +41,7 @@ WORTH = {"page_view": 1.0, "search": 4.0, "product_view": 10.0, "add_to_cart": 1
 
 @dataclass(frozen=True)
 class Size:
-    """users: in a shop; half of them train. epochs: of a good model. hidden: its units. states: of its belief cell; steps: that fit it."""
+    """users: in a shop; a third of them train. epochs, hidden: of a good model. states, steps: of its belief cell."""
 
     users: int
     epochs: int
@@ -135,7 +135,7 @@ class Shop:
     @cached_property
     def sample(self) -> History:
         """What a good model is fitted on."""
-        return self.share(0.5)
+        return self.share(1 / 3)
 
     @cached_property
     def good(self) -> Challenger:
@@ -172,7 +172,7 @@ def better(seed: int, size: Size, *, cell: bool) -> Iterator[Bout]:
     """Five challengers that are truly better: more users, longer training, a longer window, and a drift followed by the whole model,
     warm-started as a round does it, and by the heads alone."""
     shop = Shop(seed, size, cell=cell)
-    yield Bout("more users", shop, shop.good, shop.fitted(shop.share(0.04)))
+    yield Bout("more users", shop, shop.good, shop.fitted(shop.share(0.03)))
     yield Bout("longer training", shop, shop.good, shop.fitted(epochs=1, learning_rate=5e-4, belief_steps=10))
     yield Bout("a longer window", shop, shop.good, shop.fitted(split=shop.until(8)))
     drifted = Shop(seed + 1000, size, cell=cell, drifts=True)

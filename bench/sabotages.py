@@ -63,7 +63,7 @@ def _tests_known(shop: Shop) -> Challenger:
     """Fitted on the test window itself, and on few users, until it knew them by heart."""
     end_ms = shop.split.end_ms
     split = Split(shop.split.test_ms, end_ms - DAY_MS // 2, end_ms, end_ms)
-    return shop.fitted(shop.share(0.05), split, epochs=30, patience=30, dropout=0.0, weight_decay=0.0, learning_rate=1e-2)
+    return shop.fitted(shop.share(0.03), split, epochs=30, patience=30, dropout=0.0, weight_decay=0.0, learning_rate=1e-2)
 
 
 def _hours_for_days(shop: Shop) -> Challenger:
@@ -142,7 +142,7 @@ SABOTAGES: dict[str, Sabotage] = {
     "test window by heart": _tests_known,
     "stale data": lambda shop: shop.fitted(split=shop.until(10)),
     "truncated training": lambda shop: shop.fitted(epochs=1, learning_rate=2e-4, belief_steps=10),
-    "few users": lambda shop: shop.fitted(shop.share(0.01)),
+    "few users": lambda shop: shop.fitted(shop.share(0.007)),
     "hours taken for days": _hours_for_days,
     "NaN weights": _altered(lambda c: _last(c).weight[0, 0].fill_(torch.nan)),
     "too high": _altered(lambda c: _last(c).bias.add_(0.7)),
