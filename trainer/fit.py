@@ -120,7 +120,7 @@ def _fit(
     tries = not warm and network.encoder.belief is not None and settings.epochs > trial.PASSES
     hazard_KB = _hazards(network, train.first) if tries else None
     _fit_belief(network, train, settings, warm, rng, progress, stopping, clock, team)
-    words, batch_losses = "trial", list[torch.Tensor]()
+    words, batch_losses = "", list[torch.Tensor]()
     asked_events = 0
     for number in range(len(train)):
         if stopping():
@@ -148,7 +148,7 @@ def _fit(
                 group["lr"] = peak * learning_rate_share(done)
             batch_losses.extend(_step(network, part, batch, optimizer, settings.gradient_norm, settings.mixed, team))
             events += len(batch.events)
-            progress(done, words)
+            progress(done if words else 0.0, words or f"trial {done:.0%}")
         return events
 
     def train_on_all(begun: float, share: float) -> int:
@@ -158,6 +158,7 @@ def _fit(
         return sum(train_on(train[number], begun + share * i / len(train), share / len(train)) for i, number in enumerate(order))
 
     def tried() -> float:
+        """What the targets lose after a few passes, of a schedule of their own."""
         nonlocal optimizer
         optimizer = at_rest()
         for number in range(trial.PASSES):
