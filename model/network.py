@@ -88,12 +88,14 @@ class Encoder(nn.Module):
 class Network(nn.Module):
     """Encoder and heads: one MLP trunk, one linear head of hazard logits an event set.
 
-    With a belief cell, the heads' logits are added to those of the hazards that follow from the belief, and the trunk sees both.
+    With a belief cell, the trunk sees the belief and the logits of the hazards that follow from it; where trust is 1 and not 0, the heads'
+    logits are added to these.
     members_KV: which slots an event set has; edges_days: (B,) the grid; `ask` sets them.
     """
 
     members_KV: torch.Tensor
     edges_days: torch.Tensor
+    trust: torch.Tensor
     falls_SX: torch.Tensor
     survives_SX: torch.Tensor
 
@@ -118,8 +120,10 @@ class Network(nn.Module):
         if shape.belief:
             self.register_buffer("members_KV", torch.ones(shape.sets, SLOTS))
             self.register_buffer("edges_days", torch.arange(1.0, shape.bins + 1))
+            self.register_buffer("trust", torch.ones(()))
             for name in ("falls_SX", "survives_SX"):
                 self.register_buffer(name, torch.empty(shape.belief, answers), persistent=False)
+            self.register_load_state_dict_pre_hook(_with_trust)  # type: ignore[no-untyped-call]
             self.register_load_state_dict_post_hook(lambda module, _: module.refresh())  # type: ignore[no-untyped-call]
             self.refresh()
 
@@ -163,7 +167,7 @@ class Network(nn.Module):
             out: torch.Tensor = head(torch.cat([hidden_NH, readout_NR], dim=1))
         else:
             base_NX = self.base(believed_NS)
-            out = base_NX + head(torch.cat([hidden_NH, believed_NS.sqrt(), base_NX / 5, readout_NR], dim=1))
+            out = self.trust * base_NX + head(torch.cat([hidden_NH, believed_NS.sqrt(), base_NX / 5, readout_NR], dim=1))
         return out.view(-1, self.shape.sets, self.shape.bins)
 
     def base(self, believed_NS: torch.Tensor) -> torch.Tensor:
@@ -199,3 +203,8 @@ class Network(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.encoder.type_embedding.weight.device
+
+
+def _with_trust(network: Network, tensors: dict[str, torch.Tensor], *_: object) -> None:
+    """Tensors that do not name the trust are from when there was no other."""
+    tensors.setdefault("trust", torch.ones_like(network.trust))

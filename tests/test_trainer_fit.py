@@ -196,6 +196,8 @@ def test_heads_in_training_say_what_the_network_says(material: tuple[Material, M
         net = Network(Shape(hidden=8, head=8, dropout=0.0, belief=belief)).train()
         net.ask(SETS, DEFAULT_EDGES_MS, Vocabulary(choose_vocabulary(train.history.types, SETS)))
         torch.nn.init.normal_(net.head[-1].weight)
+        if belief:
+            net.trust.fill_(0.5)
         hidden = torch.randn(40, 8).requires_grad_()
         believed_LS = torch.rand(100, belief).softmax(1) if belief else None
         said, gradients = [], []

@@ -186,10 +186,11 @@ def same_units(one: Shape, other: Shape) -> bool:
 
 
 def inherit(network: Network, champion: Model, sets: tuple[tuple[str, ...], ...], edges_ms: tuple[int, ...]) -> int:
-    """Copy the champion's tensors where they mean the same. Returns how many: the last layer only on the same sets and grid."""
+    """Copy the champion's tensors where they mean the same. Returns how many: the last layer, and whether it is added
+    to what follows from the belief, only on the same sets and grid."""
     own, theirs = network.state_dict(), champion.network.state_dict()
     same_questions = champion.sets == sets and tuple(champion.manifest.edges_ms) == edges_ms
-    last = f"head.{len(network.head) - 1}."
+    last = (f"head.{len(network.head) - 1}.", "trust")
     copied = {n: t for n, t in theirs.items() if n in own and own[n].shape == t.shape and (same_questions or not n.startswith(last))}
     network.load_state_dict({**own, **copied})
     return len(copied)

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import copy
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from model.hazards import DAY_MS
 from model.network import Network
+from trainer import trial
 from trainer.batches import Batch, Packer
 from trainer.belief import STEP_SIZE, Streams, believed, fit_belief, start
 from trainer.distributed import ALONE, Team
+from trainer.evaluate import constant_hazards
 from trainer.heads import answer
 from trainer.material import Material, loss_of, negative_log_likelihood
 from trainer.parts import Part, Parts
 from trainer.recurrence import hidden_states
 from trainer.settings import TrainerSettings
 from trainer.standard import standardised
+
+logger = logging.getLogger(__name__)
 
 LEAST_BATCHES = 16
 """Batches of a pass: a short history gets smaller batches, or it would be fitted in a handful of steps."""
@@ -96,9 +103,12 @@ def _fit(
     decayed = [p for p in fitted_here if p.dim() > 1]
     plain = [p for p in fitted_here if p.dim() <= 1]
     peak = settings.learning_rate * (0.5 if warm else 1.0)
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}], lr=peak
-    )
+
+    def at_rest() -> torch.optim.Optimizer:
+        groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        return torch.optim.AdamW(groups, lr=peak)
+
+    optimizer = at_rest()
 
     def validation_loss() -> float:
         weight_L = validation.moments.weight
@@ -107,7 +117,10 @@ def _fit(
 
     best_loss = validation_loss() if warm else float("inf")
     best = copy.deepcopy(network.state_dict())
+    tries = not warm and network.encoder.belief is not None and settings.epochs > trial.PASSES
+    hazard_KB = _hazards(network, train.first) if tries else None
     _fit_belief(network, train, settings, warm, rng, progress, stopping, clock, team)
+    words, batch_losses = "", list[torch.Tensor]()
     asked_events = 0
     for number in range(len(train)):
         if stopping():
@@ -135,20 +148,42 @@ def _fit(
                 group["lr"] = peak * learning_rate_share(done)
             batch_losses.extend(_step(network, part, batch, optimizer, settings.gradient_norm, settings.mixed, team))
             events += len(batch.events)
-            progress(done, f"pass {epoch + 1}")
+            progress(done if words else 0.0, words or f"trial {done:.0%}")
         return events
+
+    def train_on_all(begun: float, share: float) -> int:
+        """A pass, `share` of the fitting, of which `begun` is done. Returns how many events that was."""
+        network.train()
+        order = team.first_says(rng.permutation(len(train)).tolist())
+        return sum(train_on(train[number], begun + share * i / len(train), share / len(train)) for i, number in enumerate(order))
+
+    def tried() -> float:
+        """What the targets lose after a few passes, of a schedule of their own."""
+        nonlocal optimizer
+        optimizer = at_rest()
+        for number in range(trial.PASSES):
+            train_on_all(number / trial.PASSES, 1 / trial.PASSES)
+        optimizer = at_rest()
+        return trial.asked_loss(network, validation, settings.targets, team)
+
+    if hazard_KB is not None:
+        begun = copy.deepcopy(network.state_dict())
+        with_belief = tried()
+        network.load_state_dict(begun)
+        trial.begin_without_belief(network, hazard_KB, team)
+        begun_without = copy.deepcopy(network.state_dict())
+        without = tried()
+        network.load_state_dict(begun_without if without < with_belief else begun)
+        logger.info("log-loss after a trial: %.4f with the belief's hazards to start from, %.4f without", with_belief, without)
 
     passes_begin = clock()
     fitted = Fitted([best_loss], 0.0, f"all {settings.epochs} passes done")
     planned = settings.epochs  # fewer, once it shows that the budget does not last for them: the step size must come down in any case
     since_best = 0
     for epoch in range(settings.epochs):
-        network.train()
-        batch_losses: list[torch.Tensor] = []
-        pass_begin, events = clock(), 0
-        order = team.first_says(rng.permutation(len(train)).tolist())
-        for i, number in enumerate(order):
-            events += train_on(train[number], (epoch + i / len(train)) / planned, 1 / planned / len(train))
+        words, batch_losses = f"pass {epoch + 1}", []
+        pass_begin = clock()
+        events = train_on_all(epoch / planned, 1 / planned)
         fitted.pass_speeds.append(team.total(events)[0] / max(clock() - pass_begin, 1e-9))
         loss = validation_loss()
         fitted.losses.append(loss)
@@ -209,6 +244,11 @@ def _fit_belief(
     train.believe = lambda material: believed(cell, streams_of(material), material.moments.event, material.level_L)
     belief.to(network.device)
     network.refresh()
+
+
+def _hazards(network: Network, material: Material) -> NDArray[np.float64]:
+    """(K, B) of everybody alike, on the network's grid."""
+    return constant_hazards(material, [round(days * DAY_MS) for days in network.edges_days.tolist()])
 
 
 def streams_of(material: Material) -> Streams:

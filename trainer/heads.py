@@ -44,7 +44,7 @@ def answer(
         if believed_LS is not None and base_LX is not None:
             units_LU = units_LU + torch.cat([believed_LS.sqrt(), base_LX / 5], 1) @ of_belief.t()
         out: torch.Tensor = last(dropped(torch.relu(units_LU), dropout.p if dropout.training else 0.0)).float()
-    return (out if base_LX is None else out + base_LX).view(-1, network.shape.sets, network.shape.bins)
+    return (out if base_LX is None else out + network.trust * base_LX).view(-1, network.shape.sets, network.shape.bins)
 
 
 def dropped(units: torch.Tensor, share: float) -> torch.Tensor:

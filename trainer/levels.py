@@ -47,7 +47,7 @@ def follow(network: Network, material: Material, hidden_EH: torch.Tensor, end_ms
     rows = np.sort(np.argsort(-material.moments.at_ms, kind="stable")[:NEWEST])
     event = material.moments.event[rows]
     user, at_ms, weight = material.history.user[event], material.moments.at_ms[rows], material.moments.weight[rows].astype(np.float64)
-    logits_LKB = _logits(network, material, hidden_EH, torch.from_numpy(rows))
+    logits_LKB = logits_at(network, material, hidden_EH, torch.from_numpy(rows))
     shift_K = np.zeros(logits_LKB.shape[1])
     for k in range(len(shift_K)):
         logits_LB = logits_LKB[:, k].numpy().astype(np.float64)
@@ -91,7 +91,7 @@ def beyond_noise(added: float, error: float) -> float:
     return added * max(0.0, 1 - DOUBT * (error / added) ** 2) if added else 0.0
 
 
-def _logits(network: Network, material: Material, hidden_EH: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+def logits_at(network: Network, material: Material, hidden_EH: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """(L, K, B) hazard logits at some moments, on the CPU."""
     network.eval()
     device, parts = network.device, []
