@@ -4,13 +4,16 @@ import itertools
 import secrets
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import fsspec
 import pytest
 from hypothesis import HealthCheck, settings
 from world import World, Zygote
 
 from demo.servers import KafkaServer, RedisServer, create_topics, kafka, redis
+from model.registry import Registry
 
 counter = itertools.count()
 # The same examples on every run, however busy the machine is.
@@ -98,3 +101,14 @@ def little_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("mounting a file system takes root")
     yield mount
     subprocess.run(["umount", str(mount)], check=True)
+
+
+@pytest.fixture(params=["directory", "memory://"])
+def registry(request: pytest.FixtureRequest, tmp_path: Path, unique: str) -> Iterator[Registry]:
+    """An empty registry, in a folder and in another of fsspec's storages."""
+    if request.param == "directory":
+        yield Registry(str(tmp_path / "models"))
+    else:
+        yield Registry(f"memory://{unique}/models")
+        with suppress(FileNotFoundError):
+            fsspec.filesystem("memory").rm(f"/{unique}", recursive=True)

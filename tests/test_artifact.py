@@ -6,13 +6,11 @@ import hashlib
 import json
 import math
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import pytest
 import torch
@@ -29,16 +27,6 @@ from model.statistics import SLOTS, STATISTICS, readout, update
 from model.targets import Target
 
 LATER = datetime.now(UTC) + timedelta(hours=3)
-
-
-@pytest.fixture(params=["directory", "memory://"])
-def registry(request: pytest.FixtureRequest, tmp_path: Path, unique: str) -> Iterator[Registry]:
-    if request.param == "directory":
-        yield Registry(str(tmp_path / "models"))
-    else:
-        yield Registry(f"memory://{unique}/models")
-        with suppress(FileNotFoundError):
-            fsspec.filesystem("memory").rm(f"/{unique}", recursive=True)
 
 
 @pytest.fixture

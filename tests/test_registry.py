@@ -6,13 +6,11 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
 from support import publish_model
 
@@ -23,16 +21,6 @@ from model.storage import Storage
 
 ROOT = Path(__file__).parent.parent
 LATER = datetime.now(UTC) + 3 * GRACE
-
-
-@pytest.fixture(params=["directory", "memory://"])
-def registry(request: pytest.FixtureRequest, tmp_path: Path, unique: str) -> Iterator[Registry]:
-    if request.param == "directory":
-        yield Registry(str(tmp_path / "models"))
-    else:
-        yield Registry(f"memory://{unique}/models")
-        with suppress(FileNotFoundError):
-            fsspec.filesystem("memory").rm(f"/{unique}", recursive=True)
 
 
 def version_of(registry: Registry) -> str | None:
