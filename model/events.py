@@ -224,6 +224,12 @@ class EventDecoder:
             )
 
 
+def rfc3339_ms(text: str) -> int:
+    """Epoch milliseconds of an RFC 3339 text; one without a zone is UTC. Raises ValueError, OverflowError."""
+    moment = datetime.fromisoformat(text)
+    return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
+
+
 def _epoch_ms(timestamp: int | str, index: int, bad: dict[int, BadRecord]) -> int:
     """Epoch milliseconds of a number or an RFC 3339 text; a text without a zone is UTC."""
     if isinstance(timestamp, int):
@@ -231,8 +237,7 @@ def _epoch_ms(timestamp: int | str, index: int, bad: dict[int, BadRecord]) -> in
             return timestamp
     else:
         try:
-            moment = datetime.fromisoformat(timestamp)
-            return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
+            return rfc3339_ms(timestamp)
         except (ValueError, OverflowError):
             pass
     bad[index] = BadRecord(index, "wrong_type", f"timestamp {str(timestamp)[:40]!r} is neither epoch milliseconds nor RFC 3339")

@@ -143,6 +143,11 @@ class Network(nn.Module):
         self.edges_days.copy_(torch.tensor([e / DAY_MS for e in edges_ms]))
         self.refresh()
 
+    @property
+    def edges_ms(self) -> list[int]:
+        """(B,) the grid that `ask` has set, where there is a belief cell."""
+        return [round(days * DAY_MS) for days in self.edges_days.tolist()]
+
     def refresh(self) -> None:
         """Make what is derived from the belief cell's parameters anew. Loading does it by itself."""
         if self.encoder.belief is not None:

@@ -17,7 +17,8 @@ from model.events import stable_hash
 from model.hazards import DAY_MS
 from model.statistics import signed_log1p
 from model.targets import Target
-from trainer.cutoffs import Probabilities, Questions, first_of_day, of_types
+from trainer.cutoffs import Probabilities, Questions, first_of_day
+from trainer.dataset import of_types
 from trainer.history import History
 from trainer.queries import Places
 

@@ -18,7 +18,7 @@ from model.network import Network, Shape
 from model.registry import new_version
 from model.targets import Target, event_sets
 from trainer import evaluate
-from trainer.dataset import Landmarks, choose_vocabulary, fit_scaling, landmarks, scheduled, together
+from trainer.dataset import choose_vocabulary, fit_scaling, to_learn_from
 from trainer.distributed import ALONE, Team
 from trainer.fading import faded
 from trainer.fit import Fitted, Progress, fit
@@ -87,7 +87,7 @@ def train(
         scaling = team.first_says(champion.scaling if champion and inherits else fit_scaling(train_history.value))
 
         def material(known: History, begin_ms: int, end_ms: int, draws: np.random.Generator, half_life: float = 0) -> Material:
-            moments = faded(_moments(known, sets, begin_ms, end_ms, draws), begin_ms, end_ms, half_life)
+            moments = faded(to_learn_from(known, sets, begin_ms, end_ms, draws), begin_ms, end_ms, half_life)
             return prepare(known, moments, vocabulary, scaling, edges_ms)
 
         def parts(end_ms: int) -> Parts:
@@ -157,11 +157,6 @@ def train(
         window=Window(start_ms=split.begin_ms, end_ms=split.test_ms, users=users, events=known_events),
     )
     return Challenger(Model(network, manifest, vocabulary, scaling), hazard_KB, fitted)
-
-
-def _moments(history: History, sets: tuple[tuple[str, ...], ...], begin_ms: int, end_ms: int, rng: np.random.Generator) -> Landmarks:
-    """What a model is fitted on: moments as a worker asks them, and as a schedule does."""
-    return together(landmarks(history, sets, begin_ms, end_ms, rng), scheduled(history, sets, begin_ms, end_ms, rng))
 
 
 def grid(targets: tuple[Target, ...]) -> tuple[int, ...]:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from model.events import stable_hash
 from model.hazards import DAY_MS
-from model.targets import ANY, Target
+from model.targets import Target
+from trainer.dataset import of_types
 from trainer.history import History
 from trainer.measures import summary
 from trainer.queries import Places, last_before
@@ -63,13 +63,6 @@ def occurred(
     places = Places(history)
     happened: NDArray[np.bool_] = seen[places.before(user, at_ms + horizon_ms)] > seen[places.before(user, at_ms)]
     return happened
-
-
-def of_types(history: History, types: Sequence[str]) -> NDArray[np.bool_]:
-    """(E,) which events are of one of the types."""
-    if ANY in types:
-        return np.ones(len(history), bool)
-    return np.isin(history.type_hash, np.array([stable_hash(t) for t in types], np.uint32))
 
 
 def first_of_day(history: History, flag: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -110,6 +110,11 @@ def scheduled(
     return _outcomes(history, sets, event, at_ms[order[~is_event] - len(history)], np.ones(len(user), np.float32), end_ms)
 
 
+def to_learn_from(history: History, sets: Sequence[Sequence[str]], begin_ms: int, end_ms: int, rng: np.random.Generator) -> Landmarks:
+    """What a model is fitted on: moments as a worker asks them, and as a schedule does."""
+    return together(landmarks(history, sets, begin_ms, end_ms, rng), scheduled(history, sets, begin_ms, end_ms, rng))
+
+
 def together(asked: Landmarks, on_schedule: Landmarks) -> Landmarks:
     """Both kinds of moments, each kind with half of the weight."""
     share = float(asked.weight.sum()) / max(float(on_schedule.weight.sum()), 1.0)
@@ -133,7 +138,7 @@ def _outcomes(
     inside = time_ms < end_ms
     wait_ms = np.empty((len(event), len(sets)), np.int64)
     for k, types in enumerate(sets):
-        member = np.flatnonzero(inside & _in_set(history.type_hash, types))
+        member = np.flatnonzero(inside & of_types(history, types))
         place = np.searchsorted(member, event, side="right")  # in log order: an event as late as the moment itself may follow it
         following = np.append(member, n)[place]
         same_user = np.append(history.user, -1)[following] == history.user[event]
@@ -210,7 +215,8 @@ def fit_scaling(value: NDArray[np.float32]) -> Scaling:
     return Scaling(float(median), float(spread if spread > 1e-3 else max(logs.std(), 1e-3)))
 
 
-def _in_set(type_hash: NDArray[np.uint32], types: Sequence[str]) -> NDArray[np.bool_]:
+def of_types(history: History, types: Sequence[str]) -> NDArray[np.bool_]:
+    """(E,) which events are of one of the types."""
     if ANY in types:
-        return np.ones(len(type_hash), bool)
-    return np.isin(type_hash, np.array([stable_hash(t) for t in types], np.uint32))
+        return np.ones(len(history), bool)
+    return np.isin(history.type_hash, np.array([stable_hash(t) for t in types], np.uint32))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
-from model.hazards import DAY_MS
 from model.network import Network
 from trainer import trial
 from trainer.batches import Batch, Packer
@@ -100,13 +100,10 @@ def _fit(
     rng = np.random.default_rng(settings.seed if team.first else (settings.seed, team.rank))
     torch.manual_seed(settings.seed + team.rank)
     fitted_here = [p for n, p in network.named_parameters() if not n.startswith("encoder.belief.")]
-    decayed = [p for p in fitted_here if p.dim() > 1]
-    plain = [p for p in fitted_here if p.dim() <= 1]
     peak = settings.learning_rate * (0.5 if warm else 1.0)
 
     def at_rest() -> torch.optim.Optimizer:
-        groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        return torch.optim.AdamW(groups, lr=peak)
+        return adam(fitted_here, settings.weight_decay, peak)
 
     optimizer = at_rest()
 
@@ -248,7 +245,7 @@ def _fit_belief(
 
 def _hazards(network: Network, material: Material) -> NDArray[np.float64]:
     """(K, B) of everybody alike, on the network's grid."""
-    return constant_hazards(material, [round(days * DAY_MS) for days in network.edges_days.tolist()])
+    return constant_hazards(material, network.edges_ms)
 
 
 def streams_of(material: Material) -> Streams:
@@ -302,6 +299,12 @@ def _mean(batch_losses: list[torch.Tensor], team: Team) -> float:
     """NaN of none."""
     total, weight = team.total(*torch.stack(batch_losses).double().sum(0).tolist()) if batch_losses else (float("nan"), 1.0)
     return total / weight
+
+
+def adam(parameters: Sequence[nn.Parameter], weight_decay: float, step_size: float) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter, arXiv 1711.05101) in which weights decay, and biases do not."""
+    decayed, plain = [p for p in parameters if p.dim() > 1], [p for p in parameters if p.dim() <= 1]
+    return torch.optim.AdamW([{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}], lr=step_size)
 
 
 def learning_rate_share(done: float) -> float:

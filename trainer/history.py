@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from model.attributes import MOST, as_rows, hashes_of
-from model.events import MAX_VALUE, stable_hash
+from model.events import MAX_VALUE, rfc3339_ms, stable_hash
 
 COLUMNS = ("user_id", "type", "timestamp", "item_id", "category", "value", "session_id", "attributes")
 _REQUIRED = COLUMNS[:3]
@@ -216,10 +215,9 @@ def _epoch_ms(column: pa.ChunkedArray, path: Path) -> pa.ChunkedArray:
     times: list[int | None] = []
     for text in column.to_pylist():
         try:
-            moment = None if text is None else datetime.fromisoformat(text)
-        except ValueError:
+            times.append(None if text is None else rfc3339_ms(text))
+        except (ValueError, OverflowError):
             raise ValueError(f"{path}: timestamp {text!r} is neither epoch milliseconds nor RFC 3339") from None
-        times.append(None if moment is None else round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000))
     return pa.chunked_array([pa.array(times, pa.int64())])
 
 

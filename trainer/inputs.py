@@ -6,12 +6,12 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
+from model.events import rfc3339_ms
 from trainer.history import COLUMNS, read_file
 from trainer.reading import read
 
@@ -39,8 +39,7 @@ def time_ms(text: str) -> int:
     if re.fullmatch(r"-?[0-9]{1,17}", text.strip()):
         return int(text)
     try:
-        moment = datetime.fromisoformat(text.strip())
-        return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
+        return rfc3339_ms(text.strip())
     except (ValueError, OverflowError):
         raise ValueError(f"{text!r} is neither epoch milliseconds nor RFC 3339, as in 2017-09-28T09:00:00Z") from None
 

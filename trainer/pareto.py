@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from model.hazards import DAY_MS
 from trainer.baselines import Case, constant
-from trainer.cutoffs import Probabilities, first_of_day, of_types
+from trainer.cutoffs import Probabilities, first_of_day
+from trainer.dataset import of_types
 from trainer.history import History
 
 Floats = NDArray[np.float64]

@@ -132,8 +132,8 @@ def answers(
     out[event < 0] = base[kind[event < 0]]
     done = 0
     for rows, hidden_NH, stats in _states(model, history, event):
-        order = rows[np.argsort(kind[rows], kind="stable")]
         within = np.argsort(kind[rows], kind="stable")
+        order = rows[within]
         cuts = np.flatnonzero(np.diff(kind[order])) + 1
         for some, inner in zip(np.split(order, cuts), np.split(within, cuts), strict=True):
             for i in range(0, len(some), BLOCK_ASKED):

@@ -27,9 +27,9 @@ from model.registry import new_version
 from model.targets import event_sets
 from trainer import evaluate, levels
 from trainer.challenger import Challenger, Split, grid
-from trainer.dataset import landmarks, scheduled, together
+from trainer.dataset import to_learn_from
 from trainer.fading import fading
-from trainer.fit import Fitted, Progress, Stopped, learning_rate_share, no_progress
+from trainer.fit import Fitted, Progress, Stopped, adam, learning_rate_share, no_progress
 from trainer.gate import ONE_SIDED
 from trainer.history import History
 from trainer.judges import Role, roles, unseen_from
@@ -77,7 +77,7 @@ def refresh(
     with metrics.timed("dataset"):
         role_U = roles(history.user_ids, settings)
         known = history.of_users(role_U != Role.judge)
-        moments = together(*(draw(known, model.sets, split.begin_ms, split.end_ms, rng) for draw in (landmarks, scheduled)))
+        moments = to_learn_from(known, model.sets, split.begin_ms, split.end_ms, rng)
         moments.weight *= fading(moments.at_ms, split.end_ms, half_lives_ms[0]).astype(np.float32)
         material = prepare(known, moments, model.vocabulary, model.scaling, edges_ms)
         hidden_EH = hidden_along(network, material.steps, known)
@@ -140,11 +140,7 @@ def fit_heads(
         return head_losses(network, material, hidden_EH, stop).astype(np.float64) * share_N
 
     with standardised(network, material.readout_LR):
-        decayed = [p for p in network.head.parameters() if p.dim() > 1]
-        plain = [p for p in network.head.parameters() if p.dim() <= 1]
-        optimizer = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}], lr=peak
-        )
+        optimizer = adam([*network.head.parameters()], settings.weight_decay, peak)
         before = best_terms = stoppers_terms()
         losses = [float(before.sum())]
         begun = copy.deepcopy(network.head.state_dict())

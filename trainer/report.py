@@ -8,7 +8,6 @@ A report names no user.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
@@ -26,6 +25,7 @@ from trainer.challenger import Challenger, Split
 from trainer.dataset import NEVER_MS, Landmarks
 from trainer.evaluate import Exam
 from trainer.history import History, sample_users
+from trainer.inputs import write_file
 from trainer.judges import unseen_from
 from trainer.measures import Floats, Interval
 from trainer.pictures import CHAMPION, CONSTANT, MODEL, RECENCY
@@ -279,9 +279,7 @@ def to_json(report: Report) -> str:
 def write(folder: Path, report: Report) -> Path:
     """`report.json` and `report.html` in `folder`, each whole or not at all. Returns the latter's path. Raises OSError."""
     for name, text in (("report.json", to_json(report)), ("report.html", to_html(report))):
-        temporary = folder / f".{name}.tmp"
-        temporary.write_text(text, "utf-8")
-        os.replace(temporary, folder / name)
+        write_file(folder / name, lambda path, text=text: path.write_text(text, "utf-8"))  # type: ignore[misc]
     return folder / "report.html"
 
 

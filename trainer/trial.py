@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from model.hazards import DAY_MS, probabilities, target_tensors
+from model.hazards import probabilities, target_tensors
 from model.network import Network
 from model.targets import Target, event_sets
 from trainer.distributed import Team
@@ -44,10 +44,9 @@ def asked_loss(network: Network, material: Material, targets: tuple[Target, ...]
     moments, sets = material.moments, event_sets(targets)
     longest_ms = max(int(team.most(int(moments.observed_ms.max(initial=0)))) // 2, 1)
     asked = [t.model_copy(update={"horizon_ms": min(t.horizon_ms, longest_ms)}) for t in targets]
-    edges_ms = [round(days * DAY_MS) for days in network.edges_days.tolist()]
     hidden_EH = hidden_along(network, material.steps, material.history)
     logits_LKB = logits_at(network, material, hidden_EH, torch.arange(len(moments)))
-    p_LT = probabilities(logits_LKB, *target_tensors(asked, sets, edges_ms)).double().clamp(1e-6, 1 - 1e-6).numpy()
+    p_LT = probabilities(logits_LKB, *target_tensors(asked, sets, network.edges_ms)).double().clamp(1e-6, 1 - 1e-6).numpy()
     losses = []
     for target, p_L in zip(asked, p_LT.T, strict=True):
         known = moments.observed_ms >= target.horizon_ms
