@@ -16,7 +16,7 @@ from torch import nn
 from model.network import Network
 from trainer import trial
 from trainer.batches import Batch, Packer
-from trainer.belief import STEP_SIZE, Streams, believed, fit_belief, start
+from trainer.belief import STEP_SIZE, Streams, believed, fit_anew, fit_belief
 from trainer.distributed import ALONE, Team
 from trainer.evaluate import constant_hazards
 from trainer.heads import answer
@@ -228,12 +228,13 @@ def _fit_belief(
 
     frozen = not belief.log_rate.requires_grad
     belief.to("cpu")  # its recursion is many small products
-    if not warm and not frozen:
-        start(belief, streams, torch.Generator().manual_seed(settings.seed))
-    steps, step_size = (settings.belief_steps // 4, STEP_SIZE / 5) if warm else (settings.belief_steps, STEP_SIZE)
-    budget_seconds = settings.round_budget_seconds * BELIEF_SHARE
-    if not frozen and team.first:
+    steps, budget_seconds = settings.belief_steps, settings.round_budget_seconds * BELIEF_SHARE
+    if not frozen and team.first and warm:
+        steps, step_size = steps // 4, STEP_SIZE / 5
         fit_belief(belief, streams, steps=steps, rng=rng, step_size=step_size, budget_seconds=budget_seconds, progress=told, clock=clock)
+    elif not frozen and team.first:
+        generator = torch.Generator().manual_seed(settings.seed)
+        fit_anew(belief, streams, steps=steps, rng=rng, generator=generator, budget_seconds=budget_seconds, progress=told, clock=clock)
     belief.to(team.device)
     team.share_weights(belief)
     belief.to("cpu").refresh()
