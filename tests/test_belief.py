@@ -9,7 +9,7 @@ from demo.shop import Law, shop_law, simulate
 from model.belief import LEVEL_MS, LEVELS, Belief, levels
 from model.hazards import DAY_MS, HOUR_MS
 from model.statistics import SLOTS
-from trainer.belief import Streams, _LogLikelihood, believed, fit_belief, start
+from trainer.belief import JITTER, LIVELIER, Streams, _LogLikelihood, believed, double, fit_anew, fit_belief, start
 from trainer.history import History
 
 START_MS = 1_760_000_000_000
@@ -107,15 +107,34 @@ def test_the_likelihood_has_the_gradient_of_autograd() -> None:
 def test_fitting_comes_near_the_true_likelihood() -> None:
     known, _, _ = streams(250, 60)
     users = np.arange(len(known.first) - 1)
-    belief = Belief(8)
+
+    def likelihood(belief: Belief) -> float:
+        with torch.no_grad():
+            return known.log_likelihood(belief.tables(), users)[0].item()
+
+    belief, told = Belief(8), []
     start(belief, known, torch.Generator().manual_seed(0))
+    before = likelihood(belief)
+    fit_anew(belief, known, steps=200, rng=np.random.default_rng(0), generator=torch.Generator().manual_seed(0), progress=told.append)
+    true = likelihood(of_law(shop_law()))
+    assert likelihood(belief) - before > 0.85 * (true - before)
+    assert told == sorted(told)
+    assert told[-1] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("states", [6, 5])
+def test_a_doubled_cell_begins_near_the_one_that_it_is_made_of(states: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    known, _, _ = streams(100, 60)
+    users, generator = np.arange(len(known.first) - 1), torch.Generator().manual_seed(0)
+    half, belief = Belief(3), Belief(states)
+    start(half, known, generator)
+    fit_belief(half, known, steps=100, rng=np.random.default_rng(0))
+    monkeypatch.setattr("trainer.belief.LIVELIER", LIVELIER / 20)
+    monkeypatch.setattr("trainer.belief.JITTER", JITTER / 20)
+    double(half, belief, generator)
     with torch.no_grad():
-        before = known.log_likelihood(belief.tables(), users)[0].item()
-        true = known.log_likelihood(of_law(shop_law()).tables(), users)[0].item()
-    fit_belief(belief, known, steps=150, rng=np.random.default_rng(0))
-    with torch.no_grad():
-        after = known.log_likelihood(belief.tables(), users)[0].item()
-    assert after - before > 0.8 * (true - before)
+        one, two = (known.log_likelihood(cell.tables(), users)[0].item() / len(known.cell) for cell in (half, belief))
+    assert two == pytest.approx(one, abs=0.02 if states == 6 else 0.15)
 
 
 def test_many_events_at_one_time_and_long_silences_stay_finite() -> None:

@@ -35,6 +35,7 @@ TRIAL = 10
 """Steps after which it is clear how many the budget lasts for."""
 HELD_OUT, CHECK_STEPS = 10, 40
 AVERAGED_STEPS = 40
+"""What is kept is a running mean of the parameters over so many steps (Polyak & Juditsky 1992): single steps are noisy."""
 STAYS = 10
 """The prior: events of each type, in each state, that it is as good as having seen change nothing."""
 LEAST_TO_DOUBLE = 4
