@@ -7,7 +7,8 @@ belief cell, and judged by the trainer's own exam and gate (`trainer.rounds.exam
 that does not hurt by it is none: it is void, and does not count.
 Exit status 1 where a sabotaged challenger is promoted, or fewer than nine in ten of the better ones are.
 
---seed moves all shops' seeds. The gate and the bouts were made while looking at 0, 7000, 11000, 21000, 31000, 51000, 81000 and 91000: they prove little.
+--seed moves all shops' seeds. The gate, the bouts and the shops' size were made while looking at 0, 7000, 11000, 21000, 31000, 51000,
+81000 and 91000: they prove little.
 """
 
 from __future__ import annotations
