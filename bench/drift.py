@@ -267,9 +267,9 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench drift", formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__
     )
-    parser.add_argument("--users", type=int, default=2000, help="who ever come to the shop (default %(default)s)")
+    parser.add_argument("--users", type=int, default=5000, help="who ever come to the shop (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the shop (default %(default)s)")
-    parser.add_argument("--seconds", type=int, default=120, help="that the promotion is watched for (default %(default)s)")
+    parser.add_argument("--seconds", type=int, default=300, help="that the promotion is watched for (default %(default)s)")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON on stdout; all else goes to stderr")
     options = parser.parse_args(arguments)
     try:
