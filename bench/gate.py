@@ -28,7 +28,7 @@ from trainer.metrics import Metrics
 from trainer.rounds import examine
 
 FULL = Size(users=6000, epochs=6, hidden=24, states=8, steps=200)
-QUICK = Size(users=2100, epochs=5, hidden=16, states=6, steps=80)
+QUICK = Size(users=2100, epochs=5, hidden=16, states=6, steps=160)
 LEAST_SHARE = 0.9
 
 
