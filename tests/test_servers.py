@@ -22,6 +22,7 @@ ROOT = Path(process.__file__).parents[1]
 PARENT = """
 import signal, sys
 from demo.servers import kafka, redis
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it starts in the background ignore it
 with kafka() as broker, redis() as store:
     for server in (broker, store):
         print(server.pid, server.directory, flush=True)
