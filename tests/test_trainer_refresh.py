@@ -41,8 +41,8 @@ def champion_of(folder: Path) -> Model:
 
 def test_a_refresh_mends_the_heads_and_leaves_the_encoder_alone(tmp_path: Path) -> None:
     """The champion's heads have drifted away from what users do: a refresh is promoted over it, and stored states stay valid."""
-    history, registry = shop_history(400, days=40), Registry(str(tmp_path / "registry"))
-    hold(tmp_path, history.before(START_MS + 36 * DAY_MS), "round", 1, epochs=2)
+    history, registry = shop_history(700, days=40), Registry(str(tmp_path / "registry"))
+    hold(tmp_path, history.before(START_MS + 36 * DAY_MS), "round", 1, epochs=2, belief_steps=200)
     model = champion_of(tmp_path)
     with torch.no_grad():
         final = model.network.head[-1]

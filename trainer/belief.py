@@ -38,7 +38,8 @@ AVERAGED_STEPS = 40
 """What is kept is a running mean of the parameters over so many steps (Polyak & Juditsky 1992): single steps are noisy."""
 STAYS = 10
 """The prior: events of each type, in each state, that it is as good as having seen change nothing."""
-LEAST_TO_DOUBLE = 4
+LEAST_TO_DOUBLE, LEAST_HALF_STEPS = 4, 16
+"""States of a cell, and steps of each half of it, below which it is fitted as it is."""
 HALVES, HALF_STEPS, HALF_BUDGET = 4, 0.1, 0.06
 """Cells of half of the states, of which the best is doubled, and what each takes of the steps and of the time."""
 LIVELIER, JITTER = 0.4, 0.2
@@ -130,7 +131,8 @@ def fit_anew(
             cell, streams, steps=round(share_of_steps * steps), rng=rng, budget_seconds=budget_seconds, progress=told, clock=clock
         )
 
-    for i in range(HALVES if belief.states >= LEAST_TO_DOUBLE else 0):
+    doubles = belief.states >= LEAST_TO_DOUBLE and HALF_STEPS * steps >= LEAST_HALF_STEPS
+    for i in range(HALVES if doubles else 0):
         half = Belief(-(-belief.states // 2))
         start(half, streams, generator)
         halves.append((fit(half, HALF_STEPS, HALF_BUDGET * budget_seconds, HALF_BUDGET * i, HALF_BUDGET), half))
