@@ -4,8 +4,8 @@ The forward-backward recursion is written out: torch's own backward would keep a
 gap between two events says something about the states, not only whether a purchase followed.
 
 The likelihood has many maxima, and two things lead to a good one. A prior says that most events change nothing (as of a sticky hidden
-Markov model: Fox et al., "An HDP-HMM for systems with state persistence", ICML 2008). And a cell of half of the states is fitted first,
-then doubled: it finds what users go through, and the copies, a livelier one and a quieter one, find that users differ for life.
+Markov model: Fox et al., "An HDP-HMM for systems with state persistence", ICML 2008). And cells of half of the states are fitted first, and
+the best is doubled: it finds what users go through, and its copies, a livelier one and a quieter one, find that users differ for life.
 
 Axis letters as in `model.belief`; U users of a batch, N packed events (each user's, and the silence at the end).
 """
@@ -15,7 +15,6 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from operator import itemgetter
 from typing import Any
 
@@ -126,10 +125,10 @@ def fit_anew(
 
     def fit(cell: Belief, share_of_steps: float, budget_seconds: float, done: float, share: float) -> float:
         """Of the whole fitting, so much is done, and this is a share of it."""
-        told = partial(_along, progress, done, share)
         return fit_belief(
-            cell, streams, steps=round(share_of_steps * steps), rng=rng, budget_seconds=budget_seconds, progress=told, clock=clock
-        )
+            cell, streams, steps=round(share_of_steps * steps), rng=rng, budget_seconds=budget_seconds,
+            progress=lambda share_of_it: progress(done + share * share_of_it), clock=clock,
+        )  # fmt: skip
 
     doubles = belief.states >= LEAST_TO_DOUBLE and HALF_STEPS * steps >= LEAST_HALF_STEPS
     for i in range(HALVES if doubles else 0):
@@ -142,10 +141,6 @@ def fit_anew(
         start(belief, streams, generator)
     done = HALF_BUDGET * len(halves)
     fit(belief, 1 - HALF_STEPS * len(halves), budget_seconds - (clock() - begin), done, 1 - done)
-
-
-def _along(progress: Callable[[float], None], done: float, share: float, share_of_it: float) -> None:
-    progress(done + share * share_of_it)
 
 
 def start(belief: Belief, streams: Streams, generator: torch.Generator) -> None:

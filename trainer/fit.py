@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from model.network import Network
@@ -115,7 +114,7 @@ def _fit(
     best_loss = validation_loss() if warm else float("inf")
     best = copy.deepcopy(network.state_dict())
     tries = not warm and network.encoder.belief is not None and settings.epochs > trial.PASSES
-    hazard_KB = _hazards(network, train.first) if tries else None
+    hazard_KB = constant_hazards(train.first, network.edges_ms) if tries else None
     _fit_belief(network, train, settings, warm, rng, progress, stopping, clock, team)
     words, batch_losses = "", list[torch.Tensor]()
     asked_events = 0
@@ -155,9 +154,8 @@ def _fit(
         return sum(train_on(train[number], begun + share * i / len(train), share / len(train)) for i, number in enumerate(order))
 
     def tried() -> float:
-        """What the targets lose after a few passes, of a schedule of their own."""
+        """What the targets lose after a few passes, of a schedule of their own. What follows begins with an optimizer at rest, too."""
         nonlocal optimizer
-        optimizer = at_rest()
         for number in range(trial.PASSES):
             train_on_all(number / trial.PASSES, 1 / trial.PASSES)
         optimizer = at_rest()
@@ -228,13 +226,16 @@ def _fit_belief(
 
     frozen = not belief.log_rate.requires_grad
     belief.to("cpu")  # its recursion is many small products
-    steps, budget_seconds = settings.belief_steps, settings.round_budget_seconds * BELIEF_SHARE
-    if not frozen and team.first and warm:
-        steps, step_size = steps // 4, STEP_SIZE / 5
-        fit_belief(belief, streams, steps=steps, rng=rng, step_size=step_size, budget_seconds=budget_seconds, progress=told, clock=clock)
-    elif not frozen and team.first:
-        generator = torch.Generator().manual_seed(settings.seed)
-        fit_anew(belief, streams, steps=steps, rng=rng, generator=generator, budget_seconds=budget_seconds, progress=told, clock=clock)
+    if team.first and not frozen:
+        steps, budget_seconds = settings.belief_steps, settings.round_budget_seconds * BELIEF_SHARE
+        if warm:
+            steps, step_size = steps // 4, STEP_SIZE / 5
+            fit_belief(
+                belief, streams, steps=steps, rng=rng, step_size=step_size, budget_seconds=budget_seconds, progress=told, clock=clock
+            )
+        else:
+            generator = torch.Generator().manual_seed(settings.seed)
+            fit_anew(belief, streams, steps=steps, rng=rng, generator=generator, budget_seconds=budget_seconds, progress=told, clock=clock)
     belief.to(team.device)
     team.share_weights(belief)
     belief.to("cpu").refresh()
@@ -242,11 +243,6 @@ def _fit_belief(
     train.believe = lambda material: believed(cell, streams_of(material), material.moments.event, material.level_L)
     belief.to(network.device)
     network.refresh()
-
-
-def _hazards(network: Network, material: Material) -> NDArray[np.float64]:
-    """(K, B) of everybody alike, on the network's grid."""
-    return constant_hazards(material, network.edges_ms)
 
 
 def streams_of(material: Material) -> Streams:
