@@ -22,12 +22,12 @@ from demo.shop import History as Events
 from model.artifact import ArtifactError, Model, dump, load
 from trainer import evaluate
 from trainer.challenger import Challenger, Split, train
-from trainer.fit import no_progress
 from trainer.history import History, from_table
 from trainer.metrics import Metrics
 from trainer.refresh import refresh
 from trainer.rounds import split_by_time
 from trainer.settings import TrainerSettings
+from trainer.stage import no_progress
 
 START_MS = 1_760_000_000_000
 NOW = datetime(2026, 1, 2, tzinfo=UTC)

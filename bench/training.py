@@ -24,12 +24,11 @@ from torch.nn.utils.rnn import pad_sequence
 from bench.quality import START_MS, table
 from demo.shop import shop_law, simulate
 from model.features import Vocabulary
-from model.hazards import DAY_MS
+from model.hazards import DAY_MS, grid
 from model.memory import keep_freed_memory
 from model.network import Network, Shape
 from model.targets import event_sets
 from trainer.batches import chunks
-from trainer.challenger import grid
 from trainer.dataset import choose_vocabulary, fit_scaling, landmarks, scheduled, together
 from trainer.fit import fit
 from trainer.history import History, from_table

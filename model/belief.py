@@ -6,9 +6,10 @@ believed of a user, a distribution over the states, a silence of d turns it into
 normalised. The normalisers are the likelihood of types and times, from which `trainer.belief` learns the rates. No event of a set A
 comes within H with the probability b exp((D0 + sum of D_k, k not in A) H) 1: that is the base of the hazards, which the head corrects.
 
-Silences are rounded to LEVELS on a logarithmic scale (2 per cent), so that every exponential and every product with an event's matrix is
-computed once, when the weights are loaded; a step is then one small product. Each octave is the square of the one before it: only
-positive numbers are multiplied, whatever the rates.
+Silences are measured on the stream's own clock (`model.clock`), on which users are as lively at night as in the evening. They are rounded
+to LEVELS on a logarithmic scale (2 per cent), so that every exponential and every product with an event's matrix is computed once, when the
+weights are loaded; a step is then one small product. Each octave is the square of the one before it: only positive numbers are multiplied,
+whatever the rates.
 
 At rest a belief is its square root, which lies in [0, 1]: 15 bits of it resolve probabilities of 1e-9. All zeros: no event yet.
 
@@ -22,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from model.clock import HOURS, Clock
 from model.hazards import DAY_MS
 from model.statistics import SLOTS
 
@@ -44,10 +46,11 @@ class Belief(nn.Module):
     """Parameters of the process, and the tables that are made of them.
 
     log_rate (S, V), log_move (S, S) off the diagonal: per day; lead (V, S, S): logits of the state after an event;
-    first (V, S): logits of the state after a user's first event.
+    first (V, S): logits of the state after a user's first event. pace_W (168,): of the clock by which silences are measured.
     silence_GSS: exp(D0 t); event_CSS: exp(D0 t) D_k, at C = level * (V + 1) + slot; "slot" V is no event.
     """
 
+    pace_W: torch.Tensor
     silence_GSS: torch.Tensor
     event_CSS: torch.Tensor
     first_VS: torch.Tensor
@@ -59,8 +62,10 @@ class Belief(nn.Module):
         self.log_move = nn.Parameter(torch.full((states, states), -4.0))
         self.lead = nn.Parameter(4.0 * torch.eye(states).repeat(SLOTS, 1, 1))
         self.first = nn.Parameter(torch.zeros(SLOTS, states))
+        self.register_buffer("pace_W", torch.ones(HOURS, dtype=torch.float64))
         for name, tensor in zip(("silence_GSS", "event_CSS", "first_VS"), self._empty(), strict=True):
             self.register_buffer(name, tensor, persistent=False)
+        self.register_load_state_dict_pre_hook(_with_pace)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_post_hook(lambda module, _: module.refresh())  # type: ignore[no-untyped-call]
         self.refresh()
 
@@ -92,6 +97,12 @@ class Belief(nn.Module):
     def refresh(self) -> None:
         """Make the tables anew after the parameters changed. Loading does it by itself."""
         self.silence_GSS, self.event_CSS, self.first_VS = (t.contiguous() for t in self.tables())
+        self.clock = Clock(self.pace_W.cpu().numpy())
+
+    def set_pace(self, pace_W: torch.Tensor) -> None:
+        """Measure silences by another clock (`model.clock.pace_of`)."""
+        self.pace_W.copy_(pace_W)
+        self.clock = Clock(self.pace_W.cpu().numpy())
 
     def step(self, root_NS: torch.Tensor, slot_N: torch.Tensor, level_N: torch.Tensor) -> torch.Tensor:
         """(N, S) root of the belief after one event of each user, from that before it and the silence between them."""
@@ -121,6 +132,11 @@ class Belief(nn.Module):
         survival_KBS = torch.stack(parts)
         falls = (survival_KBS[:, :-1] - survival_KBS[:, 1:]).clamp(min=1e-9)
         return tuple(t.flatten(0, 1).t().float().contiguous() for t in (falls, survival_KBS[:, 1:].clamp(min=1e-7)))  # type: ignore[return-value]
+
+
+def _with_pace(belief: Belief, tensors: dict[str, torch.Tensor], prefix: str, *_: object) -> None:
+    """Tensors that name no pace are from when silences were measured by the wall clock."""
+    tensors.setdefault(f"{prefix}pace_W", torch.ones_like(belief.pace_W))
 
 
 def _moved(belief_NS: torch.Tensor, table: torch.Tensor, row_N: torch.Tensor) -> torch.Tensor:

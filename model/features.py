@@ -55,13 +55,14 @@ class Vocabulary:
 @dataclass(slots=True)
 class StepFeatures:
     """Inputs of N events. slot, item, category: (N,) int64 indices of embeddings; numeric: (N, NUMERIC) float32; gap_ms: (N,) int64, the
-    time since the user's previous event, 0 where there is none."""
+    time since the user's previous event, 0 where there is none; time_ms: (N,) when the event is taken to have been."""
 
     slot: NDArray[np.int64]
     item: NDArray[np.int64]
     category: NDArray[np.int64]
     numeric: NDArray[np.float32]
     gap_ms: NDArray[np.int64]
+    time_ms: NDArray[np.int64]
 
 
 @dataclass(slots=True)
@@ -125,5 +126,5 @@ def step_features(
     ):
         numeric[:, i] = column
     return StepFeatures(
-        vocabulary.slots(type_hash), bucket(item_hash, ITEM_BUCKETS), bucket(category_hash, CATEGORY_BUCKETS), numeric, gap_ms
+        vocabulary.slots(type_hash), bucket(item_hash, ITEM_BUCKETS), bucket(category_hash, CATEGORY_BUCKETS), numeric, gap_ms, now_ms
     )

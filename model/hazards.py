@@ -26,6 +26,11 @@ DAY_MS = 24 * HOUR_MS
 DEFAULT_EDGES_MS = tuple(round(h * HOUR_MS) for h in (0.25, 1, 3, 8, 24, 48, 72, 120, 168, 240, 336, 504, 720, 1080, 1440, 2160))
 
 
+def grid(targets: Sequence[Target]) -> tuple[int, ...]:
+    """The hazard grid: the default one, with every target's horizon as an edge."""
+    return tuple(sorted({*DEFAULT_EDGES_MS, *(t.horizon_ms for t in targets)}))
+
+
 def horizon_weights(edges_ms: Sequence[int], horizons_ms: Sequence[int]) -> NDArray[np.float32]:
     """(B, T): the share of bin b that lies before horizon t. edges_ms: the B right ends of the bins, the first bin starts at 0.
 

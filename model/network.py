@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from model.belief import Belief, levels
+from model.clock import EVEN, Clock
 from model.features import CATEGORY_BUCKETS, ITEM_BUCKETS, NUMERIC, StepFeatures, Vocabulary
 from model.hazards import DAY_MS
 from model.statistics import READOUT_SIZE, SLOTS, STATISTICS, readout, readout_columns
@@ -69,12 +70,13 @@ class Encoder(nn.Module):
 
     def step(self, state_NZ: torch.Tensor, inputs_NF: torch.Tensor, slot_N: torch.Tensor, level_N: torch.Tensor) -> torch.Tensor:
         """(N, Z) state after one event of each user, from that before it. level_N: of the silence between (`model.belief.levels`)."""
-        recurrent = self._step_recurrent(state_NZ[:, : self.shape.recurrent], inputs_NF)
+        recurrent = self.step_units(state_NZ[:, : self.shape.recurrent], inputs_NF)
         if self.belief is None:
             return recurrent
         return torch.cat([recurrent, self.belief.step(state_NZ[:, self.shape.recurrent :], slot_N, level_N)], dim=1)
 
-    def _step_recurrent(self, state: torch.Tensor, inputs_NF: torch.Tensor) -> torch.Tensor:
+    def step_units(self, state: torch.Tensor, inputs_NF: torch.Tensor) -> torch.Tensor:
+        """The recurrent units' part of `step`."""
         weights: Sequence[torch.Tensor] = self.rnn.all_weights[0]  # w_ih, w_hh, b_ih, b_hh of the one layer
         if self.shape.encoder == "gru":
             return torch.gru_cell(inputs_NF, state, *weights)
@@ -198,12 +200,18 @@ class Network(nn.Module):
         device = self.device
         names = ("slot", "item", "category", "numeric")
         slot, item, category, numeric = (torch.from_numpy(np.ascontiguousarray(getattr(features, n))).to(device) for n in names)
-        return self.encoder.inputs(slot, item, category, numeric), slot, torch.from_numpy(levels(features.gap_ms)).to(device)
+        gap_ms = self.clock.elapsed_ms(features.time_ms - features.gap_ms, features.time_ms)
+        return self.encoder.inputs(slot, item, category, numeric), slot, torch.from_numpy(levels(gap_ms)).to(device)
 
     @torch.inference_mode()
     def step(self, state_NZ: NDArray[np.float32], features: StepFeatures) -> torch.Tensor:
         """(N, Z) on the network's device: the worker's step, from numpy columns."""
         return self.encoder.step(torch.from_numpy(state_NZ).to(self.device), *self.inputs(features))
+
+    @property
+    def clock(self) -> Clock:
+        """By which silences are measured for the belief cell."""
+        return EVEN if self.encoder.belief is None else self.encoder.belief.clock
 
     @property
     def device(self) -> torch.device:

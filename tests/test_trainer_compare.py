@@ -17,10 +17,10 @@ from trainer.__main__ import main
 from trainer.backtest import origins
 from trainer.compare import ALTERNATIVES, chosen, compare, split
 from trainer.cutoffs import ask, figures, training_moments
-from trainer.fit import no_progress
 from trainer.history import from_table
 from trainer.pareto import fitted, log_likelihood
 from trainer.settings import TrainerSettings
+from trainer.stage import no_progress
 
 TARGETS = (Target.parse("gone=*:absent:5d"), Target.parse("buy=purchase:occurs:7d"))
 SMALL = ["--set", "belief_steps=20", "--set", "hidden=8", "--set", "head=8", "--set", "epochs=1"]

@@ -26,7 +26,6 @@ from trainer.batches import pack
 from trainer.challenger import train
 from trainer.dataset import choose_vocabulary, fit_scaling, landmarks
 from trainer.distributed import ALONE, Team, joined
-from trainer.fit import _step, no_progress
 from trainer.history import History
 from trainer.material import prepare
 from trainer.metrics import Metrics
@@ -34,7 +33,9 @@ from trainer.parts import part_of
 from trainer.rounds import split_by_time
 from trainer.settings import TrainerSettings
 from trainer.shards import in_memory
+from trainer.stage import no_progress
 from trainer.standard import standardised
+from trainer.units import _step
 
 SETS = (("purchase",), ("*",))
 PROCESSES = 2

@@ -10,8 +10,8 @@ from model.hazards import DAY_MS
 from trainer.challenger import Split, train
 from trainer.dataset import landmarks
 from trainer.fading import faded
-from trainer.fit import no_progress
 from trainer.metrics import Metrics
+from trainer.stage import no_progress
 
 SETS = (("purchase",), ("*",))
 

@@ -13,13 +13,13 @@ from model.artifact import Model
 from model.hazards import DAY_MS
 from model.registry import Registry
 from model.targets import DEFAULT_TARGETS, Target
-from trainer.fit import Stopped, no_progress
 from trainer.history import History
 from trainer.judges import Role, roles
 from trainer.metrics import Metrics
 from trainer.refresh import refresh
 from trainer.rhythms import RETRY_SECONDS, Rhythms
 from trainer.rounds import Outcome, run_round, split_by_time
+from trainer.stage import Stopped, no_progress
 
 
 @pytest.fixture(autouse=True)

@@ -16,12 +16,12 @@ from model.registry import Registry
 from model.targets import CHURN
 from trainer import report, rounds, show
 from trainer.challenger import Challenger, train
-from trainer.fit import no_progress
 from trainer.history import History
 from trainer.measures import MEASURES
 from trainer.metrics import Metrics
 from trainer.report import Report
 from trainer.settings import TrainerSettings
+from trainer.stage import no_progress
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,6 @@ from trainer_support import NOW, quick_settings, shop_history, shop_table
 
 from trainer.challenger import Challenger, train
 from trainer.evaluate import answers, set_exam
-from trainer.fit import no_progress
 from trainer.history import History, from_table
 from trainer.log import FAN_IN, EventLog
 from trainer.measures import losses
@@ -21,6 +20,7 @@ from trainer.metrics import Metrics
 from trainer.parts import Part, kept
 from trainer.rounds import split_by_time
 from trainer.shards import Shards, in_memory, of_log
+from trainer.stage import no_progress
 
 
 @pytest.fixture(autouse=True)

@@ -73,13 +73,13 @@ def train(settings: TrainerSettings, source: Path | None, promote: bool) -> int:
     from model.memory import keep_freed_memory
     from model.registry import Registry
     from trainer.distributed import joined
-    from trainer.fit import no_progress
     from trainer.history import from_table
     from trainer.inputs import read_events
     from trainer.metrics import Metrics
     from trainer.rounds import run_round
     from trainer.shards import in_memory, of_log
     from trainer.show import fitting
+    from trainer.stage import no_progress
 
     keep_freed_memory()
     if settings.threads:

@@ -16,11 +16,11 @@ from model.hazards import DAY_MS
 from model.targets import Target
 from trainer import inputs
 from trainer.cutoffs import Probabilities, Questions, ask, figures
-from trainer.fit import Progress
 from trainer.history import History, from_table
 from trainer.offline import fit_model
 from trainer.queries import answers
 from trainer.settings import TrainerSettings
+from trainer.stage import Progress
 
 logger = logging.getLogger(__name__)
 MEASURES = ("auc", "log_loss", "brier", "ece")

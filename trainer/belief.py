@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from model.belief import SLOWEST, Belief, levels
+from model.clock import EVEN, Clock
 from model.hazards import DAY_MS
 from model.statistics import SLOTS
 from trainer.dataset import by_rank
@@ -86,12 +87,12 @@ class _LogLikelihood(torch.autograd.Function):
 
 
 class Streams:
-    """Users' streams up to `end_ms`, as cells of the belief's tables."""
+    """Users' streams up to `end_ms`, as cells of the belief's tables. clock: by which silences are measured."""
 
-    def __init__(self, history: History, slot: NDArray[np.int64], end_ms: int) -> None:
+    def __init__(self, history: History, slot: NDArray[np.int64], end_ms: int, clock: Clock = EVEN) -> None:
         last = ~np.append(history.has_previous[1:], False)
         next_ms = np.where(last, end_ms, np.append(history.time_ms[1:], end_ms))
-        self.gap_ms = np.maximum(next_ms - history.time_ms, 0)
+        self.gap_ms = clock.elapsed_ms(history.time_ms, np.maximum(next_ms, history.time_ms))
         mark = np.where(last, SLOTS, np.append(slot[1:], SLOTS))
         self.first, self.slot, self.history = history.first, slot, history
         self.cell = levels(self.gap_ms) * (SLOTS + 1) + mark  # of what comes after each event
@@ -242,7 +243,7 @@ def fit_belief(
 
 def believed(belief: Belief, streams: Streams, event: NDArray[np.int64], level_L: torch.Tensor) -> torch.Tensor:
     """(L, S) belief at moments after the `event`s (L,), stepped over each user's whole stream as a worker does."""
-    users, first, active = by_rank(streams.history)
+    users, first, active = by_rank(streams.first)
     level, mark = np.divmod(streams.cell, SLOTS + 1)  # of what comes after each event
     with torch.inference_mode():
         root = torch.zeros(len(users), belief.states)

@@ -6,28 +6,31 @@ import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from model.artifact import SCHEMA_VERSION, Manifest, Model, Window
+from model.clock import HOURS, Clock, pace_of
 from model.features import Vocabulary
-from model.hazards import DEFAULT_EDGES_MS
+from model.hazards import grid
 from model.network import Network, Shape
 from model.registry import new_version
-from model.targets import Target, event_sets
+from model.targets import event_sets
 from trainer import evaluate
 from trainer.dataset import choose_vocabulary, fit_scaling, to_learn_from
 from trainer.distributed import ALONE, Team
-from trainer.fading import faded
-from trainer.fit import Fitted, Progress, fit
+from trainer.fit import Fitted, fit
 from trainer.history import History
+from trainer.judges import held_out
 from trainer.material import Material, prepare
 from trainer.metrics import Metrics
 from trainer.parts import Parts
 from trainer.settings import TrainerSettings
 from trainer.shards import Shards, in_memory
+from trainer.stage import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -79,34 +82,37 @@ def train(
             shards = shards.fewer()  # there are hardly more users than shards
             first = shards[0]
             train_history = first.before(split.validation_ms)
-        validation_history = first.before(split.test_ms)
         types = team.first_says(choose_vocabulary(train_history.types, sets, champion.manifest.vocabulary if champion else ()))
         vocabulary, edges_ms = Vocabulary(types), grid(targets)
         shape = Shape(settings.hidden, settings.head, len(sets), len(edges_ms), settings.dropout, settings.encoder, settings.belief_states)
         inherits = champion is not None and same_units(Shape(**champion.manifest.shape), shape)
         scaling = team.first_says(champion.scaling if champion and inherits else fit_scaling(train_history.value))
+        pace_W = team.first_says(pace_of(train_history.user, train_history.time_ms)) if shape.belief else np.ones(HOURS)
+        clock = champion.network.clock if champion and inherits else Clock(pace_W)
+        seeds = rng.integers(1 << 62, size=(2, len(shards), team.size))
 
-        def material(known: History, begin_ms: int, end_ms: int, draws: np.random.Generator, half_life: float = 0) -> Material:
-            moments = faded(to_learn_from(known, sets, begin_ms, end_ms, draws), begin_ms, end_ms, half_life)
-            return prepare(known, moments, vocabulary, scaling, edges_ms)
+        def material(known: History, begin_ms: int, end_ms: int, draws: np.random.Generator) -> Material:
+            return prepare(known, to_learn_from(known, sets, begin_ms, end_ms, draws), vocabulary, scaling, edges_ms, clock)
 
-        def parts(end_ms: int) -> Parts:
-            """Material of the moments up to `end`, by shards."""
-            seeds = rng.integers(1 << 62, size=(len(shards), team.size)) if len(shards) * team.size > 1 else None
+        def parts(end_ms: int, learners: bool) -> Parts:
+            """Material of the moments up to `end`, by shards, of all users or of those who are not held out."""
 
             def make(number: int) -> Material:
                 known = shards[number].before(split.test_ms)
                 known_before[number] = known.users, len(known)
-                draws = rng if seeds is None else np.random.default_rng(seeds[number])
-                return material(known.before(end_ms), split.begin_ms, end_ms, draws, settings.half_life)
+                known = (held_out(known, settings)[0] if learners else known).before(end_ms)
+                return material(known, split.begin_ms, end_ms, np.random.default_rng([end_ms, *seeds[0, number]]))
 
             return Parts(make, len(shards))
 
-        training = parts(split.validation_ms)
-        validation = material(validation_history, split.validation_ms, split.test_ms, rng)
+        training, draws = parts(split.validation_ms, learners=True), np.random.default_rng(seeds[1, 0])
+        newest = material(first.before(split.test_ms), split.validation_ms, split.test_ms, draws)
+        of_others = material(held_out(train_history, settings)[1], split.begin_ms, split.validation_ms, draws)
         hazard_KB = evaluate.constant_hazards(training.first, edges_ms)
     torch.manual_seed(settings.seed)
     network = Network(shape)
+    if network.encoder.belief is not None:
+        network.encoder.belief.set_pace(torch.from_numpy(pace_W))
     start_at(network, hazard_KB)
     copied = inherit(network, champion, sets, edges_ms) if champion and inherits else 0
     network.ask(sets, edges_ms, vocabulary)
@@ -123,22 +129,11 @@ def train(
     team.share_weights(network)
     network.refresh()
     warm = team.first_says(copied > 0)
-    begun = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     with metrics.timed("fit"):
-        fitted = fit(network, training, validation, settings, warm=warm, progress=progress, stopping=stopping, team=team)
-        if settings.refit:
-            passes = max(1, int(np.argmin(fitted.losses)))
-            logger.info("%d passes did best; once more with the validation days, for as many", passes)
-            del training
-            whole = parts(split.test_ms)
-            hazard_KB = evaluate.constant_hazards(whole.first, edges_ms)
-            network.load_state_dict(begun)
-            # In sample now, the validation loss no longer stops anything: it falls to the last pass.
-            again = settings.model_copy(update={"epochs": passes, "patience": passes})
-            refitted = fit(network, whole, validation, again, warm=warm, progress=progress, stopping=stopping, team=team)
-            fitted.seconds += refitted.seconds
-    metrics.validation_loss.set(min(fitted.losses))
-    logger.info("fitted in %.1f s, %d passes: %s", fitted.seconds, len(fitted.losses) - 1, fitted.why)
+        whole = partial(parts, split.test_ms, learners=False)
+        fitted = fit(network, training, (newest, of_others), settings, whole, warm=warm, progress=progress, stopping=stopping, team=team)
+    metrics.validation_loss.set(fitted.losses[-1])
+    logger.info("fitted in %.1f s, %d passes: %s", fitted.seconds, len(fitted.train_losses), fitted.why)
     users, known_events = (int(n) for n in team.total(*map(sum, zip(*known_before.values(), strict=True))))
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
@@ -157,11 +152,6 @@ def train(
         window=Window(start_ms=split.begin_ms, end_ms=split.test_ms, users=users, events=known_events),
     )
     return Challenger(Model(network, manifest, vocabulary, scaling), hazard_KB, fitted)
-
-
-def grid(targets: tuple[Target, ...]) -> tuple[int, ...]:
-    """The hazard grid: the default one, with every target's horizon as an edge."""
-    return tuple(sorted({*DEFAULT_EDGES_MS, *(t.horizon_ms for t in targets)}))
 
 
 def start_at(network: Network, hazard_KB: np.ndarray[Any, np.dtype[np.float64]]) -> None:

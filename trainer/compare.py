@@ -19,12 +19,12 @@ from trainer import baselines, inputs
 from trainer.backtest import MEASURES, said_by
 from trainer.baselines import Case
 from trainer.cutoffs import Probabilities, ask, figures, training_moments
-from trainer.fit import Progress
 from trainer.history import History, from_table
 from trainer.offline import fit_model
 from trainer.pareto import pareto_nbd
 from trainer.sequences import sequence_model
 from trainer.settings import TrainerSettings
+from trainer.stage import Progress
 
 OURS = "ours"
 ALTERNATIVES: dict[str, tuple[Callable[[Case], Probabilities], tuple[str, ...]]] = {

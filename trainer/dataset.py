@@ -1,9 +1,8 @@
 """Training material: which moments are asked about, what was known then, and what came after. No Kafka here, and no network.
 
-A landmark is a moment asked: right after an event (silent age 0), or at an age in the silence that follows it. A worker asks of every
-event, and again as the silence passes fixed ages, so silent ages are drawn log-uniformly, whatever the length of the silence: a draw
-counts only if the user still was silent then. Drawing inside each silence instead would tell of its length, which is the answer; the
-draws here are made inside it for thrift, and carry the chance that a free draw had fallen there as their weight.
+A landmark is a moment asked: right after an event (silent age 0), at an age in the silence that follows it, or when a calendar says so. A
+worker asks of every event, and again as the silence passes fixed ages, so silent ages are drawn log-uniformly, and a draw counts if the
+user still was silent then. Nothing but that depends on what came next: not how many are drawn, nor where, nor their weight.
 """
 
 from __future__ import annotations
@@ -27,8 +26,10 @@ ASKS = 8
 """Moments asked in a silence that lasts through all these ages, for one right after the event."""
 DRAWS = 3
 """Landmarks that stand for them."""
-SCHEDULED = 24
-"""Moments that a schedule asks of each user in the window, at most; a long list of users with few events gets fewer."""
+SCHEDULED = (4, 24)
+"""Moments that a schedule asks of a user in the mean, at least and at most."""
+MOST_SCHEDULED = 500_000
+"""Moments that a schedule asks in all, about: a long list of users gets fewer each."""
 NEVER_MS = np.int64(1) << 61
 
 
@@ -64,21 +65,16 @@ def landmarks(
     silence_end_ms = np.where(last, end_ms, np.minimum(next_ms, end_ms))
     asked = np.flatnonzero(inside & (time_ms >= begin_ms))
 
-    youngest_ms = np.maximum(begin_ms - time_ms, YOUNGEST_MS)
-    oldest_ms = np.minimum(silence_end_ms - time_ms, OLDEST_MS)
-    silent = np.flatnonzero(inside & (oldest_ms > youngest_ms))
-    low, high = np.log(youngest_ms[silent]), np.log(oldest_ms[silent])
-    asks = ASKS * (high - low) / np.log(OLDEST_MS / YOUNGEST_MS)
-    count = np.ceil(asks * (draws / ASKS)).astype(np.int64)
-    source = np.repeat(np.arange(len(silent)), count)
-    # Stratified: the draws of one silence share it out between them.
-    stratum = np.arange(len(source)) - np.repeat(np.cumsum(count) - count, count)
-    place = (stratum + rng.random(len(source))) / count[source]
-    age_ms = np.exp(low[source] + place * (high - low)[source]).astype(np.int64)
+    # Stratified: the draws of one event share the ages out between them.
+    source = np.repeat(np.flatnonzero(inside & (time_ms + OLDEST_MS > begin_ms)), draws)
+    place = (np.arange(len(source)) % draws + rng.random(len(source))) / draws
+    age_ms = (YOUNGEST_MS * (OLDEST_MS / YOUNGEST_MS) ** place).astype(np.int64)
+    still = (time_ms[source] + age_ms >= begin_ms) & (time_ms[source] + age_ms < silence_end_ms[source])
+    source, age_ms = source[still], age_ms[still]
 
-    event = np.concatenate([asked, silent[source]])
-    at_ms = np.concatenate([time_ms[asked], time_ms[silent[source]] + age_ms])
-    weight = np.concatenate([np.ones(len(asked)), (asks / count)[source]]).astype(np.float32)
+    event = np.concatenate([asked, source])
+    at_ms = np.concatenate([time_ms[asked], time_ms[source] + age_ms])
+    weight = np.concatenate([np.ones(len(asked)), np.full(len(source), ASKS / draws)]).astype(np.float32)
     order = np.lexsort((at_ms, event))
     event, at_ms, weight = event[order], at_ms[order], weight[order]
 
@@ -86,20 +82,23 @@ def landmarks(
 
 
 def scheduled(
-    history: History, sets: Sequence[Sequence[str]], begin_ms: int, end_ms: int, rng: np.random.Generator, at_most: int = SCHEDULED
+    history: History, sets: Sequence[Sequence[str]], begin_ms: int, end_ms: int, rng: np.random.Generator, each: int | None = None
 ) -> Landmarks:
     """Moments in [begin, end) that the calendar sets, not the user: a list of everybody known, scored on some day, as for a campaign.
 
-    Drawn uniformly from each user's days in the window, so a user counts by the time known, not by the events: the landmarks after events
-    speak mostly of those who come most. Weights of 1.
+    Drawn uniformly from all days of all users since they became known, so every day counts alike, and a user by the time known, not by the
+    events: the landmarks after events speak mostly of those who come most. each: moments a user, in the mean. Weights of 1.
     """
     known_ms = np.maximum(history.time_ms[history.first[:-1]] + 1, begin_ms)
     users = np.flatnonzero(known_ms < end_ms)
-    inside = np.count_nonzero((history.time_ms >= begin_ms) & (history.time_ms < end_ms))
-    draws = int(np.clip(inside // max(len(users), 1), 1, at_most))
-    user = np.repeat(users, draws)
+    span_ms = (end_ms - known_ms[users]).astype(np.float64)
+    if each is None:
+        each = int(np.clip(MOST_SCHEDULED // max(len(users), 1), *SCHEDULED))
+    count = np.floor(span_ms * (each * len(users) / max(span_ms.sum(), 1.0)) + rng.random(len(users))).astype(np.int64)
+    user = np.repeat(users, count)
     # Stratified, as the silent ages are: a user's draws share the days out between them.
-    place = (np.tile(np.arange(draws), len(users)) + rng.random(len(user))) / draws
+    stratum = np.arange(len(user)) - np.repeat(np.cumsum(count) - count, count)
+    place = (stratum + rng.random(len(user))) / np.repeat(count, count)
     at_ms = known_ms[user] + (place * (end_ms - known_ms[user])).astype(np.int64)
     # Events of one user are in order of time, and users follow each other: one sort gives each moment's last event strictly before it.
     order = np.lexsort(
@@ -170,17 +169,18 @@ def features(history: History, vocabulary: Vocabulary, scaling: Scaling) -> Step
     return step_features(vocabulary, scaling, previous, history.time_ms, *hashes, history.value)
 
 
-def by_rank(history: History) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """How to step all users together: (users by falling count of events, their first events, how many of them have an event of rank r)."""
-    count = np.diff(history.first)
+def by_rank(first: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """How to step all users together, whose events begin at `first` (U + 1,): (users by falling count of events, their first events, how
+    many of them have an event of rank r)."""
+    count = np.diff(first)
     users = np.argsort(-count, kind="stable")
     active = np.searchsorted(-count[users], -np.arange(count.max(initial=0)), side="left")
-    return users, history.first[users], active
+    return users, first[users], active
 
 
 def statistics_after(history: History, vocabulary: Vocabulary) -> NDArray[np.void]:
     """(E,) of dtype STATISTICS: each user's statistics right after each event."""
-    users, first, active = by_rank(history)
+    users, first, active = by_rank(history.first)
     slot = vocabulary.slots(history.type_hash)
     state = np.zeros(len(users), STATISTICS)
     out = np.empty(len(history), STATISTICS)

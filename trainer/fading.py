@@ -2,20 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 from numpy.typing import NDArray
-
-from trainer.dataset import Landmarks
-
-
-def faded(moments: Landmarks, begin_ms: int, end_ms: int, half_life: float) -> Landmarks:
-    """Moments of [begin, end), each weighed by 0.5 ** (its age at `end` / half-life). half_life: as a share of the window; 0: no fading."""
-    if not half_life:
-        return moments
-    weight = moments.weight * fading(moments.at_ms, end_ms, half_life * max(end_ms - begin_ms, 1))
-    return replace(moments, weight=weight.astype(np.float32))
 
 
 def fading(at_ms: NDArray[np.int64], end_ms: int, half_life_ms: float) -> NDArray[np.float64]:

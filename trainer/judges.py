@@ -31,6 +31,14 @@ def of_role(history: History, settings: TrainerSettings, role: Role) -> History:
     return history.of_users(roles(history.user_ids, settings) == role)
 
 
+def held_out(history: History, settings: TrainerSettings) -> tuple[History, History]:
+    """The histories of those whom a round learns from, and of the stoppers. Of too few users, each is of all."""
+    stops_U = roles(history.user_ids, settings) == Role.stopper
+    if stops_U.all() or not stops_U.any():
+        return history, history
+    return history.of_users(~stops_U), history.of_users(stops_U)
+
+
 def roles(user_ids: list[str], settings: TrainerSettings) -> NDArray[np.int64]:
     """(U,) the users' roles. A larger share of judges only adds to them."""
     # Not `stable_hash`: a CRC's values with two prefixes go together, and samples of users (`history.sample_users`) are drawn by one.

@@ -8,15 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 from model.belief import levels
+from model.clock import EVEN, Clock
 from model.features import Scaling, StepFeatures, Vocabulary
 from model.hazards import log_likelihood_terms
 from model.network import Network
 from model.statistics import READOUT_SIZE, readout
 from trainer.dataset import Landmarks, by_rank, features, statistics_after
 from trainer.history import History
+from trainer.objective import negative_log_likelihood
 
 BLOCK = 8192
 """Landmarks taken at once."""
@@ -39,8 +40,10 @@ class Material:
     event_LKB: torch.Tensor
 
 
-def prepare(history: History, moments: Landmarks, vocabulary: Vocabulary, scaling: Scaling, edges_ms: Sequence[int]) -> Material:
-    """Everything that does not depend on the weights, computed once."""
+def prepare(
+    history: History, moments: Landmarks, vocabulary: Vocabulary, scaling: Scaling, edges_ms: Sequence[int], clock: Clock = EVEN
+) -> Material:
+    """Everything that does not depend on the weights, computed once. clock: the belief cell's."""
     after = statistics_after(history, vocabulary)
     size, sets = moments.wait_ms.shape
     mask = torch.empty((size, sets, len(edges_ms)), dtype=torch.uint8)
@@ -52,13 +55,13 @@ def prepare(history: History, moments: Landmarks, vocabulary: Vocabulary, scalin
         for k in range(sets):
             m, e = log_likelihood_terms(moments.wait_ms[rows, k], moments.observed_ms[rows], edges_ms)
             mask[rows, k], event[rows, k] = torch.from_numpy(m), torch.from_numpy(e)
-    level = torch.from_numpy(levels(moments.at_ms - history.time_ms[moments.event]))
+    level = torch.from_numpy(levels(clock.elapsed_ms(history.time_ms[moments.event], moments.at_ms)))
     return Material(history, moments, features(history, vocabulary, scaling), readout_LR, level, mask, event)
 
 
 def hidden_along(network: Network, steps: StepFeatures, history: History) -> torch.Tensor:
     """(E, Z) state after each event, stepped over each user's whole stream as a worker does."""
-    users, first, active = by_rank(history)
+    users, first, active = by_rank(history.first)
     device = network.device
     out = torch.empty((len(history), network.state_size))
     with torch.inference_mode():
@@ -92,7 +95,3 @@ def head_terms(network: Network, material: Material, hidden_EH: torch.Tensor, ro
     hidden_NH = hidden_EH[torch.from_numpy(material.moments.event)[rows]]
     logits = network.logits(hidden_NH.to(device), material.readout_LR[rows].to(device), material.level_L[rows].to(device))
     return negative_log_likelihood(logits, material.event_LKB[rows].to(device), material.mask_LKB[rows].to(device))
-
-
-def negative_log_likelihood(logits: torch.Tensor, event: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    return (binary_cross_entropy_with_logits(logits, event.float(), reduction="none") * mask).sum((1, 2))

@@ -15,11 +15,11 @@ from model.artifact import ArtifactError, Model, dump, load
 from model.hazards import DAY_MS
 from trainer import inputs
 from trainer.challenger import Challenger, Split, train
-from trainer.fit import Progress
 from trainer.history import History, from_table, sample_users
 from trainer.metrics import Metrics
 from trainer.queries import predict, read_queries, write_predictions
 from trainer.settings import TrainerSettings
+from trainer.stage import Progress
 
 logger = logging.getLogger(__name__)
 

@@ -31,13 +31,14 @@ logger = logging.getLogger(__name__)
 class Part:
     """What a pass needs of some users: U users, E events, L landmarks, as tensors.
 
-    first (U + 1), event_L and weight_L as in `History` and `Landmarks`; the rest as in `StepFeatures` and `Material`. believed_LS: an input
-    of the heads.
+    first (U + 1), event_L, weight_L and observed_L as in `History` and `Landmarks`; the rest as in `StepFeatures` and `Material`.
+    believed_LS: an input of the heads.
     """
 
     first: torch.Tensor
     event_L: torch.Tensor
     weight_L: torch.Tensor
+    observed_L: torch.Tensor
     slot_E: torch.Tensor
     item_E: torch.Tensor
     category_E: torch.Tensor
@@ -57,6 +58,7 @@ def part_of(material: Material, believe: Believe) -> Part:
         first=torch.from_numpy(history.first),
         event_L=torch.from_numpy(moments.event),
         weight_L=torch.from_numpy(moments.weight),
+        observed_L=torch.from_numpy(moments.observed_ms),
         slot_E=torch.from_numpy(steps.slot),
         item_E=torch.from_numpy(steps.item),
         category_E=torch.from_numpy(steps.category),

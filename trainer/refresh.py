@@ -22,20 +22,22 @@ import torch
 from numpy.typing import NDArray
 
 from model.artifact import Model, Window
+from model.hazards import grid
 from model.network import Network
 from model.registry import new_version
 from model.targets import event_sets
 from trainer import evaluate, levels
-from trainer.challenger import Challenger, Split, grid
+from trainer.challenger import Challenger, Split
 from trainer.dataset import to_learn_from
 from trainer.fading import fading
-from trainer.fit import Fitted, Progress, Stopped, adam, learning_rate_share, no_progress
+from trainer.fit import Fitted
 from trainer.gate import ONE_SIDED
 from trainer.history import History
 from trainer.judges import Role, roles, unseen_from
 from trainer.material import Material, head_losses, head_terms, hidden_along, prepare
 from trainer.metrics import Metrics
 from trainer.settings import TrainerSettings
+from trainer.stage import Progress, Stopped, adam, learning_rate_share, no_progress
 from trainer.standard import standardised
 
 BATCH = 4096
@@ -79,7 +81,7 @@ def refresh(
         known = history.of_users(role_U != Role.judge)
         moments = to_learn_from(known, model.sets, split.begin_ms, split.end_ms, rng)
         moments.weight *= fading(moments.at_ms, split.end_ms, half_lives_ms[0]).astype(np.float32)
-        material = prepare(known, moments, model.vocabulary, model.scaling, edges_ms)
+        material = prepare(known, moments, model.vocabulary, model.scaling, edges_ms, network.clock)
         hidden_EH = hidden_along(network, material.steps, known)
         stops_U = role_U[role_U != Role.judge] == Role.stopper
         hazard_KB = evaluate.constant_hazards(material, edges_ms)

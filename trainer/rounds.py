@@ -23,7 +23,6 @@ from model.registry import Outdated, Pointer, Registry
 from trainer import evaluate, gate, tensorboard
 from trainer.challenger import Challenger, Split, train
 from trainer.distributed import ALONE, Team
-from trainer.fit import Progress, Stopped, no_progress
 from trainer.history import History
 from trainer.judges import Role, of_role, refreshed, unseen_from
 from trainer.metrics import Metrics
@@ -31,6 +30,7 @@ from trainer.refresh import obstacle, refresh
 from trainer.rhythms import Rhythm
 from trainer.settings import TrainerSettings
 from trainer.shards import Shards, in_memory
+from trainer.stage import Progress, Stopped, no_progress
 
 Kind = Literal["promoted", "rejected", "published", "outdated", "waiting", "helped"]
 

@@ -75,7 +75,7 @@ class Service:
         import torch
 
         from model.memory import keep_freed_memory
-        from trainer.fit import warm_up
+        from trainer.stage import warm_up
 
         if self._settings.nice:
             os.nice(self._settings.nice)
@@ -104,8 +104,8 @@ class Service:
 
     def _round(self, rhythm: Rhythm) -> tuple[str, str]:
         """Hold a round or a refresh; (outcome, reason). Storage that is away or a model that is corrupt fails it, not the service."""
-        from trainer.fit import Stopped
         from trainer.rounds import run_round
+        from trainer.stage import Stopped
 
         metrics = self._metrics
         metrics.training.set(1)

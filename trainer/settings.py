@@ -60,12 +60,6 @@ class TrainerSettings(Settings):
     round_budget_seconds: float = Field(600, gt=0, description="seconds that the fitting of one round may take")
     epochs: int = Field(15, gt=0, description="passes over the training data at most; validation usually stops the fitting earlier")
     patience: int = Field(4, gt=0, description="passes without a better validation loss after which the fitting stops")
-    half_life: float = Field(
-        0.25, ge=0, description="age at which a training moment counts half, as a share of the training window; 0: all count alike"
-    )
-    refit: bool = Field(
-        False, description="fit once more, on training and validation days together, for the number of passes that validation found best"
-    )
     batch_events: int = Field(2048, gt=0, description="events in a batch at most, about; a short history gets smaller ones")
     chunk_events: int = Field(50, gt=1, description="events of a user that are trained on in one piece")
     learning_rate: float = Field(4e-3, gt=0, description="peak step size of AdamW; a warm start begins at half of it")
@@ -77,7 +71,7 @@ class TrainerSettings(Settings):
         16, ge=0, le=64, description="latent states of the belief cell, a learned Markov model of the stream beside the units; 0: none"
     )
     belief_steps: int = Field(1600, gt=0, description="steps of the belief cell's fitting by likelihood; a warm start takes a quarter")
-    head: int = Field(64, gt=0, description="units of the heads' shared layer")
+    head: int = Field(96, gt=0, description="units of the heads' shared layer, dealt out to the members of a committee")
     dropout: float = Field(0.2, ge=0, lt=1, description="share of units dropped in training")
     seed: int = Field(0, description="of every random choice in a round")
     device: str = Field("auto", description="where to fit: cpu, cuda, cuda:1; auto takes a GPU if there is one")

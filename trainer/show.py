@@ -13,8 +13,8 @@ from rich.table import Table
 
 from model.artifact import ArtifactError, Manifest
 from model.registry import Registry
-from trainer.fit import Progress as FitProgress
 from trainer.service import told_now_and_then
+from trainer.stage import Progress as FitProgress
 
 
 def versions(registry: Registry) -> None:

@@ -12,10 +12,10 @@ import numpy as np
 from trainer import inputs
 from trainer.backtest import origins, said_by
 from trainer.cutoffs import ask, figures
-from trainer.fit import Progress
 from trainer.history import from_table
 from trainer.offline import fit_model
 from trainer.settings import TrainerSettings
+from trainer.stage import Progress
 
 INNER = 2
 """Inner origins at which every trial is fitted and scored."""

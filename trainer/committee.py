@@ -1,0 +1,271 @@
+"""Fitting the heads: a committee of small ones that see different things, the best of which become one head.
+
+The recurrent units stand still, and their states are those of whole streams, as a worker has them. A head then costs little to fit: many
+moments, many steps. What it should look at differs from stream to stream. The units know the order of events, but a head on them errs where
+users are few or habits change; a head on the statistics alone errs less there. Old moments help where nothing changes, and mislead where it
+does. So several heads are fitted side by side, each on inputs and weights of its own, and a jury (`trainer.jury`) says after how many
+passes each is best, and which mixture of them: members are added one by one, with replacement, as long as the log-loss of what the targets
+ask falls (Caruana et al., "Ensemble selection from libraries of models", ICML 2004). Logits are added, so a mixture of heads is one head:
+their units side by side, their last layers weighted. Those chosen are then fitted anew on everything, the jury's moments too, with units
+dealt out by their shares.
+
+Where the units' own heads do better than any mixture, they stay.
+
+Axis letters: L moments, F inputs of a head, M members, U units, K event sets, B bins, X = K B, T targets.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from model.hazards import grid
+from model.network import Network, Shape
+from model.targets import event_sets
+from trainer.heads import dropped
+from trainer.jury import Jury
+from trainer.material import Material
+from trainer.objective import Objective
+from trainer.parts import Parts
+from trainer.served import Asked, Feed
+from trainer.stage import Run, adam, learning_rate_share, set_step_size
+from trainer.standard import Standardise
+
+logger = logging.getLogger(__name__)
+
+STEPS = 2500
+"""Steps of a committee, about, unless that were fewer passes than LEAST_PASSES, or more than `epochs`."""
+LEAST_PASSES, MOST_STEPS = 3, 3500
+STEP_SIZE, WARM_STEP_SIZE = 2e-3, 1e-3
+UNITS = 24
+"""Of each member, until it is chosen."""
+LEAST_SHARE = 0.05
+"""Of a mixture, below which a member is not worth its units."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """What a head sees: the units' hidden state, the belief and what follows from it, and always the statistics.
+
+    trust: whether it corrects the hazards that follow from the belief, rather than begin at those of everybody alike.
+    asked: weight of what the targets ask in what it minimises (`objective`). half_life: age at which a moment counts half, as a share of
+    the window; 0: all count alike.
+    """
+
+    units: bool
+    belief: bool
+    trust: bool
+    asked: float
+    half_life: float = 0.0
+
+
+def members_of(network: Network) -> tuple[Member, ...]:
+    """Who is on the committee."""
+    if network.encoder.belief is None:
+        return (Member(True, False, False, 1.0), Member(False, False, False, 4.0), Member(False, False, False, 2.0, 0.25))
+    return (
+        Member(True, True, True, 1.0),
+        Member(True, True, False, 1.0),
+        Member(False, True, False, 2.0),
+        Member(False, False, False, 4.0),
+        Member(False, True, True, 2.0, 0.25),
+    )
+
+
+class Committee(nn.Module):
+    """M heads side by side. scale: of their inputs. units_M: of each. hazard_KB: where those begin that do not trust the belief."""
+
+    seen_UF: torch.Tensor
+
+    def __init__(
+        self, shape: Shape, members: Sequence[Member], units_M: Sequence[int], scale: Standardise, hazard_KB: NDArray[np.float64]
+    ) -> None:
+        super().__init__()
+        self.members, self.scale, self.shape = tuple(members), scale, shape
+        ends = np.cumsum(units_M)
+        self.blocks = [slice(int(end - size), int(end)) for end, size in zip(ends, units_M, strict=True)]
+        self.first = nn.Linear(len(scale.mean), int(ends[-1]))
+        self.last = nn.ModuleList(nn.Linear(size, shape.sets * shape.bins) for size in units_M)
+        belief = shape.belief + shape.sets * shape.bins if shape.belief else 0
+        self.register_buffer("seen_UF", torch.ones_like(self.first.weight))
+        with torch.no_grad():
+            for member, block, last in zip(members, self.blocks, self._last(), strict=True):
+                self.seen_UF[block, : shape.hidden] *= member.units
+                self.seen_UF[block, shape.hidden : shape.hidden + belief] *= member.belief
+                if member.trust:
+                    last.weight.zero_()
+                    last.bias.zero_()
+                else:
+                    last.bias.copy_(torch.from_numpy(np.log(hazard_KB / (1 - hazard_KB)).reshape(-1)))
+
+    def _last(self) -> Iterator[nn.Linear]:
+        for last in self.last:
+            assert isinstance(last, nn.Linear)
+            yield last
+
+    def forward(self, inputs_LF: torch.Tensor, base_LX: torch.Tensor | None) -> list[torch.Tensor]:
+        """(L, K, B) hazard logits of each member."""
+        weight_UF, bias_U = self._first()
+        units_LU = torch.relu(torch.addmm(bias_U, inputs_LF, weight_UF.t()))
+        units_LU = dropped(units_LU, self.shape.dropout if self.training else 0.0)
+        out = []
+        for member, block, last in zip(self.members, self.blocks, self._last(), strict=True):
+            logits_LX: torch.Tensor = last(units_LU[:, block])
+            if member.trust and base_LX is not None:
+                logits_LX = logits_LX + base_LX
+            out.append(logits_LX.view(-1, self.shape.sets, self.shape.bins))
+        return out
+
+    def _first(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The first layer on inputs that are not scaled."""
+        weight_UF = self.first.weight * self.seen_UF * self.scale.factor
+        return weight_UF, self.first.bias - weight_UF @ self.scale.mean
+
+    @torch.no_grad()
+    def recall(self, states: Sequence[dict[str, torch.Tensor]]) -> None:
+        """Give each member the weights that it has in the state of its number."""
+        for m, (state, block, last) in enumerate(zip(states, self.blocks, self._last(), strict=True)):
+            self.first.weight[block] = state["first.weight"][block]
+            self.first.bias[block] = state["first.bias"][block]
+            last.load_state_dict({name: state[f"last.{m}.{name}"] for name in ("weight", "bias")})
+
+    @torch.no_grad()
+    def merge(self, network: Network, share_M: Sequence[float]) -> None:
+        """Write a mixture of the members into the network's head, whose inputs are standardised in another way, and its trust. Units that
+        are not needed are left without effect."""
+        standardise, first, *_, final = network.head
+        assert isinstance(standardise, Standardise)
+        assert isinstance(first, nn.Linear)
+        assert isinstance(final, nn.Linear)
+        weight_UF, bias_U = self._first()
+        units = len(weight_UF)
+        for tensor in (first.weight, first.bias, final.weight, final.bias):
+            tensor.zero_()
+        first.weight[:units] = weight_UF / standardise.factor
+        first.bias[:units] = bias_U + weight_UF @ standardise.mean
+        for share, block, last in zip(share_M, self.blocks, self._last(), strict=True):
+            final.weight[:, block] = share * last.weight
+            final.bias.add_(share * last.bias)
+        if network.encoder.belief is not None:
+            network.trust.fill_(sum(share * member.trust for share, member in zip(share_M, self.members, strict=True)))
+
+
+def fit_heads(
+    network: Network,
+    train: Parts,
+    validation: Sequence[Material],
+    whole: Callable[[], Parts] | None,
+    run: Run,
+    hazard_KB: NDArray[np.float64],
+) -> None:
+    """Choose a mixture of heads by `validation`, fit it on the `whole` window, and leave it in the network's head; unless that does better
+    as it is.
+
+    validation: what the jury looks at. whole: makes the material of all users and days; None: `train` has to do.
+    hazard_KB: of everybody alike, where heads begin.
+    """
+    network.eval()
+    jury = Jury(network, validation, train.believe, run)
+    (heard,) = jury.hear(lambda inputs_LF, base_LX: [_of_head(network, inputs_LF, base_LX)])
+    feed, members = Feed(network, train, run), members_of(network)
+    committee = _committee(network, members, [UNITS] * len(members), feed.scale(), hazard_KB, run)
+    passes, before = _passes(feed, run), jury.loss(heard)
+    loss_M = [jury.loss(logits) for logits in jury.hear(committee)]
+    best, best_pass = [copy.deepcopy(committee.state_dict())] * len(members), [0] * len(members)
+    for number in _trained(committee, feed, passes, "heads", run):
+        for m, logits in enumerate(jury.hear(committee)):
+            if (loss := jury.loss(logits)) < loss_M[m]:
+                loss_M[m], best[m], best_pass[m] = loss, copy.deepcopy(committee.state_dict()), number
+    committee.recall(best)
+    share_M, loss = jury.mixture(jury.hear(committee))
+    said = ", ".join(f"{s:.2f} of {one:.4f} in pass {p}" for s, one, p in zip(share_M, loss_M, best_pass, strict=True))
+    logger.info("heads: log-loss %.4f of a mixture (%s), %.4f before", loss, said, before)
+    if loss >= before:
+        return
+    chosen = [m for m, share in enumerate(share_M) if share > LEAST_SHARE]
+    shares = (share_M[chosen] / share_M[chosen].sum()).tolist()
+    members = tuple(members[m] for m in chosen)
+    passes = round(sum(share * best_pass[m] for share, m in zip(shares, chosen, strict=True)))
+    units = np.diff(np.round(np.cumsum([0, *shares]) * network.shape.head).astype(int)).tolist()
+    if whole is not None:
+        believe, train = train.believe, whole()
+        train.believe = believe
+        feed = Feed(network, train, run)
+    committee = _committee(network, members, units, feed.scale(), hazard_KB, run)
+    for _ in _trained(committee, feed, passes, "chosen heads", run):
+        pass
+    committee.eval()
+    committee.merge(network, shares)
+
+
+def _of_head(network: Network, inputs_LF: torch.Tensor, base_LX: torch.Tensor | None) -> torch.Tensor:
+    out_LX: torch.Tensor = network.head(inputs_LF)
+    if base_LX is not None:
+        out_LX = out_LX + network.trust * base_LX
+    return out_LX.view(-1, network.shape.sets, network.shape.bins)
+
+
+def _committee(
+    network: Network, members: Sequence[Member], units: Sequence[int], scale: Standardise, hazard_KB: NDArray[np.float64], run: Run
+) -> Committee:
+    torch.manual_seed(run.settings.seed)
+    committee = Committee(network.shape, members, units, scale, hazard_KB).to(network.device)
+    run.team.share_weights(committee)
+    torch.manual_seed(run.settings.seed + run.team.rank)
+    return committee
+
+
+def _passes(feed: Feed, run: Run) -> int:
+    return min(run.settings.epochs, max(round(STEPS / feed.batches), LEAST_PASSES))
+
+
+def _trained(committee: Committee, feed: Feed, passes: int, words: str, run: Run) -> Iterator[int]:
+    """Train for so many passes; the number of each, when it is done, from 1."""
+    settings = run.settings
+    objective = Objective(settings.targets, event_sets(settings.targets), grid(settings.targets))
+    peak = WARM_STEP_SIZE if run.warm else STEP_SIZE
+    optimizer = adam([*committee.parameters()], settings.weight_decay, peak)
+    taken = min(1.0, MOST_STEPS / max(passes * feed.batches, 1.0))
+    for number in range(passes):
+        committee.train()
+        for share, asked, batch_weight in feed.one_pass(taken):
+            run.check()
+            if run.over():
+                break
+            set_step_size(optimizer, peak * learning_rate_share((number + share) / passes))
+            _step(committee, asked, objective, optimizer, batch_weight, feed.window_ms, run)
+        committee.eval()
+        run.progress((number + 1) / passes, f"{words}, pass {number + 1} of {passes}")
+        yield number + 1
+
+
+def _step(
+    committee: Committee,
+    asked: Asked,
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    batch_weight: float,
+    window_ms: int,
+    run: Run,
+) -> None:
+    """All members at once, each by its own objective. batch_weight: of a batch's moments, in the mean."""
+    optimizer.zero_grad(set_to_none=True)
+    if len(asked):
+        losses = []
+        for member, logits_LKB in zip(committee.members, committee(asked.inputs_LF, asked.base_LX), strict=True):
+            weight_L = asked.weight_L / batch_weight
+            if member.half_life:  # what was observed of a moment is its age
+                weight_L = weight_L * torch.exp2(-asked.observed_L / (member.half_life * window_ms))
+            losses.append(objective(logits_LKB, asked.event_LKB, asked.mask_LKB, asked.observed_L, member.asked) @ weight_L)
+        torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+    parameters = [*committee.parameters()]
+    run.team.average_gradients(parameters, torch.tensor(batch_weight, device=committee.seen_UF.device))
+    torch.nn.utils.clip_grad_norm_(parameters, run.settings.gradient_norm * len(committee.members))
+    optimizer.step()

@@ -1,0 +1,118 @@
+"""The jury: moments of which the heads have seen nothing say which heads do best at what the targets ask.
+
+There are two panels, and each has its half of the say:
+
+1. the newest days, of everybody. What has changed shows here alone; but outcomes are known of short horizons only, so each is shortened to
+   half of these days;
+2. users held out, on all days before. Here horizons close; but what is true of these days need not be of the next.
+
+Axis letters as in `trainer.committee`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from model.hazards import grid, probabilities, target_tensors
+from model.network import Network
+from model.targets import event_sets
+from trainer.material import BLOCK, Material
+from trainer.objective import negative_log_likelihood
+from trainer.parts import Believe, part_of
+from trainer.served import Served
+from trainer.stage import Run
+
+MOMENTS = 60_000
+"""Of the newest days that are looked at, at most."""
+LEAST_OUTCOMES = 30
+"""Moments with, and moments without, an outcome that a target takes to have a say."""
+ROUNDS = 12
+"""Of adding a member to a mixture: its finest share is a twelfth."""
+
+Says = Callable[[torch.Tensor, torch.Tensor | None], Sequence[torch.Tensor]]
+"""(L, K, B) hazard logits of each member, from inputs_LF and base_LX (`served.Asked`)."""
+
+
+class Panel:
+    """A sample of the moments of some material, the same for all."""
+
+    def __init__(self, network: Network, material: Material, believe: Believe, run: Run) -> None:
+        moments, targets = material.moments, run.settings.targets
+        chosen = np.sort(np.random.default_rng(run.settings.seed).permutation(len(moments))[: MOMENTS // run.team.size])
+        self._team, sets = run.team, event_sets(targets)
+        self._asked = Served(network, part_of(material, believe))(torch.from_numpy(chosen))
+        longest_ms = max(run.team.most(int(moments.observed_ms.max(initial=0))) // 2, 1)
+        targets = tuple(t.model_copy(update={"horizon_ms": min(t.horizon_ms, longest_ms)}) for t in targets)
+        self._targets = tuple(tensor.to(network.device) for tensor in target_tensors(targets, sets, grid(run.settings.targets)))
+        self._closed_LT = np.stack([moments.observed_ms[chosen] >= t.horizon_ms for t in targets], 1)
+        occurs = [moments.wait_ms[chosen, sets.index(t.types)] <= t.horizon_ms for t in targets]
+        self._outcome_LT = np.stack([o if t.outcome == "occurs" else ~o for o, t in zip(occurs, targets, strict=True)], 1)
+        self._weight_L = moments.weight[chosen].astype(np.float64)
+
+    @torch.inference_mode()
+    def hear(self, says: Says) -> list[torch.Tensor]:
+        """(L, K, B) logits of each member at the panel's moments."""
+        asked, rows = self._asked, torch.arange(len(self._asked))
+        blocks = rows.split(BLOCK)  # type: ignore[no-untyped-call]
+        parts = [says(asked.inputs_LF[some], None if asked.base_LX is None else asked.base_LX[some]) for some in blocks]
+        return [torch.cat(of_member) for of_member in zip(*parts, strict=True)]
+
+    @torch.inference_mode()
+    def loss(self, logits_LKB: torch.Tensor) -> float | None:
+        """Mean over the targets of the log-loss at their horizons; None where no target has outcomes enough."""
+        p_LT = probabilities(logits_LKB, *self._targets).double().clamp(1e-6, 1 - 1e-6).cpu().numpy()
+        weight_LT = self._weight_L[:, None] * self._closed_LT
+        loss_T = (-np.log(np.where(self._outcome_LT, p_LT, 1 - p_LT)) * weight_LT).sum(0)
+        hits_T = (self._outcome_LT & self._closed_LT).sum(0)
+        figures = np.stack([loss_T, weight_LT.sum(0), hits_T, self._closed_LT.sum(0)])
+        loss_T, weight_T, hits_T, closed_T = np.array(self._team.total(*figures.ravel().tolist())).reshape(figures.shape)
+        told_T = np.minimum(hits_T, closed_T - hits_T) >= LEAST_OUTCOMES
+        return float(np.mean(loss_T[told_T] / weight_T[told_T])) if told_T.any() else None
+
+    @torch.inference_mode()
+    def loss_of_waits(self, logits_LKB: torch.Tensor) -> float:
+        """By the likelihood of the waits, which few moments are enough for."""
+        waits_L = negative_log_likelihood(logits_LKB, self._asked.event_LKB, self._asked.mask_LKB)
+        loss, weight = self._team.total(float(waits_L @ self._asked.weight_L), float(self._asked.weight_L.sum()))
+        return loss / max(weight, 1e-9)
+
+
+Logits = tuple[torch.Tensor, ...]
+"""What a member says to each panel."""
+
+
+class Jury:
+    """Panels of like weight. One whose outcomes are too few has no say."""
+
+    def __init__(self, network: Network, validation: Sequence[Material], believe: Believe, run: Run) -> None:
+        self._panels = [Panel(network, material, believe, run) for material in validation]
+
+    def hear(self, says: Says) -> list[Logits]:
+        """What each member says."""
+        return list(zip(*(panel.hear(says) for panel in self._panels), strict=True))
+
+    def loss(self, logits: Logits) -> float:
+        """Mean over the panels; of the waits' likelihood, where none has outcomes enough."""
+        told = [panel.loss(of_panel) for panel, of_panel in zip(self._panels, logits, strict=True)]
+        losses = [loss for loss in told if loss is not None]
+        if not losses:
+            losses = [panel.loss_of_waits(of_panel) for panel, of_panel in zip(self._panels, logits, strict=True)]
+        return float(np.mean(losses))
+
+    def mixture(self, said: Sequence[Logits]) -> tuple[NDArray[np.float64], float]:
+        """(M,) shares of the members in the mixture that does best, and its loss."""
+        count_M, best_M, best_loss = np.zeros(len(said)), np.zeros(len(said)), float("inf")
+        mixed: Logits = tuple(torch.zeros_like(of_panel) for of_panel in said[0])
+        for size in range(1, ROUNDS + 1):
+            sums = [tuple(m + one for m, one in zip(mixed, each, strict=True)) for each in said]
+            losses = [self.loss(tuple(of_panel / size for of_panel in each)) for each in sums]
+            m = int(np.argmin(losses))
+            count_M[m] += 1
+            mixed = sums[m]
+            if losses[m] < best_loss:
+                best_loss, best_M = losses[m], count_M / size
+        return best_M, best_loss

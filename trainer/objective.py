@@ -1,0 +1,47 @@
+"""What is minimised, at each moment asked: how unlikely the waits were, and the log-loss of what the targets ask.
+
+1. The likelihood of the waits, censored by the end of the data, over all bins of the grid and all event sets. It learns from everything
+   that is seen, so any horizon can be asked. Most of it is about the first hours, though.
+2. The cross-entropy of each target's outcome at its own horizon, at moments whose horizon has closed by the calendar (not by the outcome:
+   a short wait would be known earlier than a long one). It says what the units are to be spent on.
+
+Axis letters: L moments, K event sets, B bins, T targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn.functional import binary_cross_entropy_with_logits, softplus
+
+from model.targets import Target
+
+
+class Objective:
+    """targets: what is asked. sets, edges_ms: what the network's heads are about; every horizon is an edge of the grid."""
+
+    def __init__(self, targets: Sequence[Target], sets: Sequence[Sequence[str]], edges_ms: Sequence[int]) -> None:
+        known, edges = [tuple(s) for s in sets], list(edges_ms)
+        self._asked = [(known.index(t.types), edges.index(t.horizon_ms) + 1, t.horizon_ms) for t in targets]
+
+    def __call__(
+        self, logits_LKB: torch.Tensor, event_LKB: torch.Tensor, mask_LKB: torch.Tensor, observed_L: torch.Tensor, asked: float
+    ) -> torch.Tensor:
+        """(L,) loss of each moment, in nats. asked: weight of the targets' cross-entropies beside the likelihood."""
+        loss_L = negative_log_likelihood(logits_LKB, event_LKB, mask_LKB)
+        return loss_L + asked * self._of_targets(logits_LKB, event_LKB, observed_L) if asked else loss_L
+
+    def _of_targets(self, logits_LKB: torch.Tensor, event_LKB: torch.Tensor, observed_L: torch.Tensor) -> torch.Tensor:
+        """(L,) cross-entropies of all targets whose horizon had closed when the observation ended."""
+        loss_L = torch.zeros_like(logits_LKB[:, 0, 0])
+        for k, bins, horizon_ms in self._asked:
+            until_L = softplus(logits_LKB[:, k, :bins]).sum(1)  # -log P(no event within the horizon)
+            occurs_L = event_LKB[:, k, :bins].bool().any(1)
+            loss_L = loss_L + torch.where(occurs_L, -torch.log(-torch.expm1(-until_L) + 1e-7), until_L) * (observed_L >= horizon_ms)
+        return loss_L
+
+
+def negative_log_likelihood(logits_LKB: torch.Tensor, event_LKB: torch.Tensor, mask_LKB: torch.Tensor) -> torch.Tensor:
+    """(L,) of the waits (`model.hazards.log_likelihood_terms`)."""
+    return (binary_cross_entropy_with_logits(logits_LKB, event_LKB.float(), reduction="none") * mask_LKB).sum((1, 2))
