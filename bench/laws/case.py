@@ -169,10 +169,9 @@ class Law:
         known = row >= 0
         if self.active_days is not None:
             known &= at_ms - stream.time_ms[row] <= self.active_days * DAY_MS
-        after = np.unique(
-            np.stack([stream.user, stream.time_ms + 1])[:, (stream.time_ms >= self.until_ms) & (stream.time_ms < last_ms)], axis=1
-        )
-        return {SCHEDULED: (user[known], at_ms[known]), AFTER: (after[0], after[1])}
+        after = (stream.time_ms >= self.until_ms) & (stream.time_ms < last_ms)
+        after_user, after_ms = np.unique(np.stack([stream.user, stream.time_ms + 1])[:, after], axis=1)
+        return {SCHEDULED: (user[known], at_ms[known]), AFTER: (after_user, after_ms)}
 
 
 def targets(*texts: str) -> tuple[Target, ...]:

@@ -14,7 +14,7 @@ Axis letters: C classes, S states, K event types, N users or questions, T target
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,15 +46,15 @@ def process(
     start: Sequence[float],
     moves: Floats,
     rates: Floats,
-    leads: dict[tuple[str, int], Floats],
+    leads: Mapping[tuple[str, int], Floats],
 ) -> Process:
-    """moves: (C, S, S) rates of silent moves; rates: (C, S, K) of events; leads: where an event of a type in a state leads to, (S,) or
-    (C, S) probabilities. An event not named there changes nothing."""
-    classes, states, kinds = rates.shape
+    """moves: (C, S, S) rates of silent moves. rates: (C, S, K) of events. leads: where an event of a type in a state leads to, (S,)
+    probabilities; one that is not named there changes nothing."""
+    states = rates.shape[1]
     d = np.einsum("csk,st->ckst", rates, np.eye(states))
     for (name, state), after in leads.items():
         kind = types.index(name)
-        d[:, kind, state] = rates[:, state, kind, None] * np.broadcast_to(after, (classes, states))
+        d[:, kind, state] = rates[:, state, kind, None] * after
     d0 = moves * (1 - np.eye(states))
     d0 = d0 - np.einsum("cs,st->cst", d0.sum(2) + rates.sum(2), np.eye(states))
     return Process(types, np.asarray(share, np.float64), np.asarray(start, np.float64), d0, d)
