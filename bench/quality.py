@@ -35,6 +35,7 @@ import torch
 
 from bench import picture, scores
 from bench.laws import LAWS, journey
+from bench.laws.case import SCHEDULED
 from bench.rivals import Prepared, prepared, questions
 from model.hazards import DAY_MS
 from model.settings import SettingsError
@@ -111,7 +112,9 @@ def of_kind(ready: Prepared, history: History, kind: str, asked: Questions, said
         others = {name: p[:, i] for name, p in ready.said[kind].items()}
         constants = (case.constants or {}).get(target.name, {})
         known = None if exact is None else exact[:, i]
-        figures = scores.row(asked.label[:, i], known, said[:, i], others, asked.user, by, constants)
+        _, luck = np.unique(np.stack([asked.user, (asked.at_ms - case.until_ms) // target.horizon_ms]), axis=1, return_inverse=True)
+        groups = scores.Groups(asked.user, luck.ravel(), by)
+        figures = scores.row(asked.label[:, i], known, said[:, i], others, groups, constants)
         yield {"law": case.name, "target": target.name, "kind": kind, **figures}
 
 
@@ -130,8 +133,8 @@ def run(plan: Plan) -> list[dict[str, Any]]:
 
 
 HEAD = (
-    f"{'law, target, kind of question':36}{'asked':>7}{'rate':>7}  {'best baseline':14}{'log-loss':>9}{'ours':>8}{'exact':>8}{'excess':>9}"
-    f"{'closed':>8}{'(smpl)':>7}{'AUC':>7}{'exact':>7}{'ECE':>7}{'bound':>7}  worst group"
+    f"{'  law, target, kind of question':31}{'asked':>6}{'rate':>6} {'best':9}{'loss':>8}{'ours':>8}{'exact':>8}{'excess':>8}"
+    f"{'closed':>7}{'smpl':>6}{'AUC':>6}{'exact':>6}{'ECE':>7}{'bound':>7}  worst group"
 )
 
 
@@ -144,12 +147,12 @@ def line(row: dict[str, Any]) -> str:
         return f"{value:{width}.{digits}f}" if value is not None else " " * (width - 1) + "-"
 
     best = found[row["best"]] if row["best"] in found else row["constants"][row["best"]]
-    kind = "sched." if row["kind"] == "scheduled" else "event"
+    kind = "schedule" if row["kind"] == SCHEDULED else "event"
     return (
-        f"{'  ' if row['passes'] else '! '}{row['law'] + ', ' + row['target'] + ', ' + kind:34}{row['questions']:7}{row['base_rate']:7.3f}"
-        f"  {row['best'][:13]:14}{best['log_loss']:9.4f}{found['ours']['log_loss']:8.4f}{number(exact.get('log_loss'), 4, 8)}"
-        f"{row['excess']:+9.4f}{number(closed.get('expected'), 2, 8)}{number(closed.get('sampled'), 2, 7)}"
-        f"{found['ours']['auc']:7.3f}{number(exact.get('auc'), 3, 7)}{found['ours']['ece']:7.4f}{row['ece_bound']:7.4f}"
+        f"{' ' if row['passes'] else '!'} {row['law'] + ' ' + row['target'] + ', ' + kind:29}{row['questions']:6}{row['base_rate']:6.3f}"
+        f" {row['best'][:8]:9}{best['log_loss']:8.4f}{found['ours']['log_loss']:8.4f}{number(exact.get('log_loss'), 4, 8)}"
+        f"{row['excess']:+8.4f}{number(closed.get('expected'), 2, 7)}{number(closed.get('sampled'), 2, 6)}"
+        f"{found['ours']['auc']:6.3f}{number(exact.get('auc'), 3, 6)}{found['ours']['ece']:7.4f}{row['ece_bound']:7.4f}"
         + (f"  {worst['by']} {worst['gap']:+.3f}" if worst else "")
     )
 
@@ -161,18 +164,12 @@ def arguments() -> argparse.ArgumentParser:
     )
     every = [*LAWS, journey.NAME]
     parser.add_argument("--only", nargs="+", choices=every, metavar="LAW", help=f"these alone: {', '.join(every)}")
-    parser.add_argument(
-        "--users", type=int, default=20_000, help="of each law; fewer where they have hundreds of events (default %(default)s)"
-    )
+    parser.add_argument("--users", type=int, default=20_000, help="of a law, at most; some have fewer (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of laws, questions and fits (default %(default)s)")
     parser.add_argument("--jobs", type=int, default=1, help="laws that are run at once, each on one core (default %(default)s)")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the trainer, as `trainer fit` has it"
-    )
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting, as `trainer fit` takes it")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep there what does not depend on the recipe, and use what is there")
-    parser.add_argument(
-        "--journey", type=Path, default=JOURNEY, metavar="DIR", help="Complete Journey; left out if not there (default %(default)s)"
-    )
+    parser.add_argument("--journey", type=Path, default=JOURNEY, metavar="DIR", help="Complete Journey (default %(default)s)")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the excess and the share closed of each row")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON on stdout")
     return parser

@@ -7,6 +7,7 @@ them, which has no sampling noise: the excess over the exact answers is then a m
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,15 @@ LEAST_GAP = 2e-4
 """Log-loss between LightGBM and the exact answers; a share of less than that says nothing."""
 
 
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """user: (N,). luck: (N,) codes of questions whose outcomes go together. by: (N,) values to group by, by name."""
+
+    user: Ints
+    luck: Ints
+    by: Mapping[str, Floats]
+
+
 def measures(y: NDArray[np.bool_], p: Floats, exact: Floats | None) -> dict[str, float]:
     """auc, log_loss, ece, and expected: the log-loss expected under the exact probabilities, where they are known."""
     p = np.clip(p, EPSILON, 1 - EPSILON)
@@ -49,9 +59,13 @@ def ece(y: NDArray[np.bool_], p: Floats) -> float:
     return float(np.abs(np.bincount(mass_bins(p, ECE_BINS), y - p, ECE_BINS)).sum() / len(p))
 
 
-def ece_bound(p: Floats, rng: np.random.Generator) -> float:
-    """What a calibrated model with these predictions shows in the mean, since noise only ever adds to it, and a margin."""
-    return float(ECE_MARGIN + np.mean([ece(rng.random(len(p)) < p, p) for _ in range(ECE_DRAWS)]))
+def ece_bound(p: Floats, luck: Ints, rng: np.random.Generator) -> float:
+    """What a calibrated model with these predictions shows in the mean, since noise only ever adds to it, and a margin.
+
+    luck: (N,) codes. Questions of one user within a horizon are about much the same events, so their outcomes are drawn together.
+    """
+    draws = (rng.random(luck.max() + 1)[luck] < p for _ in range(ECE_DRAWS))
+    return float(ECE_MARGIN + np.mean([ece(y, p) for y in draws]))
 
 
 def clustered(value: Floats, user: Ints) -> float:
@@ -60,18 +74,18 @@ def clustered(value: Floats, user: Ints) -> float:
     return float(np.sqrt((total**2).sum()) / len(value))
 
 
-def worst_group(y: NDArray[np.bool_], p: Floats, user: Ints, by: Mapping[str, Floats]) -> dict[str, Any] | None:
+def worst_group(y: NDArray[np.bool_], p: Floats, groups: Groups) -> dict[str, Any] | None:
     """The tenth, by any of these, whose mean prediction is farthest from the share that came true, among those beyond noise.
 
     The noise is the larger of two: users are drawn, and outcomes are.
     """
     worst: dict[str, Any] | None = None
-    for name, value in by.items():
+    for name, value in groups.by.items():
         group = np.searchsorted(np.unique(np.quantile(value, np.linspace(0, 1, GROUPS + 1)[1:-1])), value, side="right")
         for g in np.unique(group):
             rows = group == g
             off = p[rows] - y[rows]
-            of_users = np.bincount(user[rows], off)
+            of_users = np.bincount(groups.user[rows], off)
             error = np.sqrt(max((of_users**2).sum(), (p[rows] * (1 - p[rows])).sum()))
             gap, z = float(off.mean()), float(off.sum() / max(error, 1e-12))
             if abs(z) > NOISE and abs(gap) > abs(worst["gap"] if worst else 0):
@@ -81,9 +95,13 @@ def worst_group(y: NDArray[np.bool_], p: Floats, user: Ints, by: Mapping[str, Fl
 
 
 def row(
-    y: NDArray[np.bool_], exact: Floats | None, ours: Floats, rivals: Mapping[str, Floats], user: Ints, by: Mapping[str, Floats],
+    y: NDArray[np.bool_],
+    exact: Floats | None,
+    ours: Floats,
+    rivals: Mapping[str, Floats],
+    groups: Groups,
     constants: Mapping[str, Mapping[str, float]],
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """All figures of one target and kind of question. constants: figures of baselines whose answers are not here."""
     found = {name: measures(y, p, exact) for name, p in {**rivals, "ours": ours}.items()}
     if exact is not None:
@@ -95,13 +113,13 @@ def row(
     out["constants"] = {name: dict(c) for name, c in constants.items()}
     out["excess"] = round(excess, 6)
     if best in rivals:
-        out["excess_error"] = round(clustered(losses(y, ours) - losses(y, rivals[best]), user), 6)
+        out["excess_error"] = round(clustered(losses(y, ours) - losses(y, rivals[best]), groups.user), 6)
         if exact is not None:
             out["expected_excess"] = round(found["ours"]["expected"] - min(found[name]["expected"] for name in rivals), 6)
     if exact is not None:
         out["closed"] = {of: closed(found, key) for of, key in (("expected", "expected"), ("sampled", "log_loss"))}
-    out["ece_bound"] = round(ece_bound(ours, np.random.default_rng(0)), 5)
-    out["worst_group"] = worst_group(y, ours, user, by)
+    out["ece_bound"] = round(ece_bound(ours, groups.luck, np.random.default_rng(0)), 5)
+    out["worst_group"] = worst_group(y, ours, groups)
     out["passes"] = bool(excess <= EXCESS and found["ours"]["ece"] <= out["ece_bound"])
     return out
 
