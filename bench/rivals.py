@@ -11,7 +11,7 @@ import inspect
 import pickle
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +51,7 @@ def prepared(name: str, users: int, seed: int, folder: Path, keep: Path | None, 
     case = journey.read(folder) if name == journey.NAME else laws.LAWS[name].draw(users, seed)
     say(f"{len(case.table):,} events, {sum(len(a) for a in case.asked.values()):,} questions in {time.monotonic() - begin:.0f} s")
     history = from_table(case.table)
-    found = Prepared(case, {kind: answers(case, history, kind, seed, say) for kind in case.asked})
+    found = Prepared(case, answers(case, history, seed, say))
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".part")
@@ -102,17 +102,31 @@ def _some(count: int, seed: int) -> Ints:
     return np.sort(np.random.default_rng(seed).permutation(count)[:LEARNT])
 
 
-def answers(case: Case, history: History, kind: str, seed: int, say: Say) -> dict[str, Probabilities]:
-    """By baseline, (Q, T)."""
-    asked = questions(case, history, kind)
-    compared = baselines.Case(history, case.targets, to_learn_from(case, history, kind, seed), asked, case.until_ms, seed)
-    named = {CONSTANT: baselines.constant, LOGISTIC: baselines.logistic, LIGHTGBM: baselines.lightgbm}
+def answers(case: Case, history: History, seed: int, say: Say) -> dict[str, dict[str, Probabilities]]:
+    """By kind and baseline, (Q, T)."""
+    compared = {
+        kind: baselines.Case(
+            history, case.targets, to_learn_from(case, history, kind, seed), questions(case, history, kind), case.until_ms, seed
+        )
+        for kind in case.asked
+    }
+    found: dict[str, dict[str, Probabilities]] = {kind: {CONSTANT: baselines.constant(of)} for kind, of in compared.items()}
+    for kind, of in compared.items():
+        for name, alternative in ((LOGISTIC, baselines.logistic), (LIGHTGBM, baselines.lightgbm)):
+            begin = time.monotonic()
+            found[kind][name] = alternative(of)
+            say(f"{kind}: {name} fitted on {len(of.learn):,} moments in {time.monotonic() - begin:.0f} s")
     if case.pareto:
-        named[PARETO] = pareto.pareto_nbd
-    found = {}
-    for name, alternative in named.items():
         begin = time.monotonic()
-        found[name] = alternative(compared)
-        if name != CONSTANT:
-            say(f"{kind}: {name} fitted on {len(compared.learn):,} moments in {time.monotonic() - begin:.0f} s")
+        first = next(iter(compared.values()))
+        said = pareto.pareto_nbd(replace(first, asked=_together([of.asked for of in compared.values()])))
+        cuts = np.cumsum([len(of.asked) for of in compared.values()])[:-1]
+        for kind, part in zip(compared, np.split(said, cuts), strict=True):
+            found[kind][PARETO] = part
+        say(f"{PARETO} fitted in {time.monotonic() - begin:.0f} s")
     return found
+
+
+def _together(parts: list[Questions]) -> Questions:
+    columns = ("user", "at_ms", "event", "label", "closed")
+    return Questions(*(np.concatenate([getattr(part, name) for part in parts]) for name in columns))
