@@ -47,7 +47,7 @@ class Case:
     asked: Questions
     until_ms: int
     seed: int
-    _tables: tuple[NDArray[np.float32], NDArray[np.float32]] | None = field(default=None, repr=False)
+    _tables: tuple[NDArray[np.float32], NDArray[np.float32]] | None = field(default=None, init=False, repr=False)
 
     @property
     def tables(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
