@@ -4,9 +4,9 @@ Each law is drawn fresh from a seed, and has an exact filter: the probability of
 law, which nobody can beat. Ours (`trainer fit` with its defaults, or with --set) and the baselines of `trainer compare` are fitted on the
 events before `until` and asked the same questions after it: at scheduled moments, and right after events.
 
-  excess        log-loss of ours above that of the best baseline (constant, logistic regression, LightGBM, Pareto/NBD where it applies)
-  closed        (loss of LightGBM - loss of ours) / (loss of LightGBM - loss of the filter), in expectation under the filter's
-                probabilities, and on the outcomes as they fell
+  loss          log-loss in nats, in expectation under the filter's probabilities (by the outcomes where no filter is known)
+  excess        loss of ours above that of the best baseline (constant, logistic regression, LightGBM, Pareto/NBD where it applies)
+  closed        (loss of LightGBM - loss of ours) / (loss of LightGBM - loss of the filter); smpl: the same by the outcomes as they fell
   worst group   mean prediction minus share that came true, in the worst tenth by number of events, tenure or recency, beyond noise
   a row passes  with an excess of 0.001 at most, and an ECE at most 0.012 above that of a calibrated model with the same predictions
 
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -125,6 +126,7 @@ def run(plan: Plan) -> list[dict[str, Any]]:
     if plan.jobs == 1:
         found = {name: judged(name, plan) for name in names}
     else:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
         with ProcessPoolExecutor(plan.jobs, get_context("spawn"), max_tasks_per_child=1) as pool:
             waiting = {pool.submit(judged, name, plan): name for name in names}
             for done in as_completed(waiting):
@@ -146,12 +148,13 @@ def line(row: dict[str, Any]) -> str:
     def number(value: float | None, digits: int, width: int) -> str:
         return f"{value:{width}.{digits}f}" if value is not None else " " * (width - 1) + "-"
 
-    best = found[row["best"]] if row["best"] in found else row["constants"][row["best"]]
+    key = "expected" if exact else "log_loss"
+    best = found[row["best"]][key] if row["best"] in found else row["constants"][row["best"]]["log_loss"]
     kind = "schedule" if row["kind"] == SCHEDULED else "event"
     return (
         f"{' ' if row['passes'] else '!'} {row['law'] + ' ' + row['target'] + ', ' + kind:29}{row['questions']:6}{row['base_rate']:6.3f}"
-        f" {row['best'][:8]:9}{best['log_loss']:8.4f}{found['ours']['log_loss']:8.4f}{number(exact.get('log_loss'), 4, 8)}"
-        f"{row['excess']:+8.4f}{number(closed.get('expected'), 2, 7)}{number(closed.get('sampled'), 2, 6)}"
+        f" {row['best'][:8]:9}{best:8.4f}{found['ours'][key]:8.4f}{number(exact.get(key), 4, 8)}"
+        f"{row['excess']:+8.4f}{number(closed.get('expected'), 2, 7)}{number(closed.get('log_loss'), 2, 6)}"
         f"{found['ours']['auc']:6.3f}{number(exact.get('auc'), 3, 6)}{found['ours']['ece']:7.4f}{row['ece_bound']:7.4f}"
         + (f"  {worst['by']} {worst['gap']:+.3f}" if worst else "")
     )

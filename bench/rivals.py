@@ -102,14 +102,15 @@ def _some(count: int, seed: int) -> Ints:
     return np.sort(np.random.default_rng(seed).permutation(count)[:LEARNT])
 
 
+def to_compare(case: Case, history: History, kind: str, seed: int) -> baselines.Case:
+    """What a baseline learns from and is asked."""
+    learn, asked = to_learn_from(case, history, kind, seed), questions(case, history, kind)
+    return baselines.Case(history, case.targets, learn, asked, case.until_ms, seed)
+
+
 def answers(case: Case, history: History, seed: int, say: Say) -> dict[str, dict[str, Probabilities]]:
     """By kind and baseline, (Q, T)."""
-    compared = {
-        kind: baselines.Case(
-            history, case.targets, to_learn_from(case, history, kind, seed), questions(case, history, kind), case.until_ms, seed
-        )
-        for kind in case.asked
-    }
+    compared = {kind: to_compare(case, history, kind, seed) for kind in case.asked}
     found: dict[str, dict[str, Probabilities]] = {kind: {CONSTANT: baselines.constant(of)} for kind, of in compared.items()}
     for kind, of in compared.items():
         for name, alternative in ((LOGISTIC, baselines.logistic), (LIGHTGBM, baselines.lightgbm)):

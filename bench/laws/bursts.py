@@ -54,5 +54,5 @@ LAW = Law(
     days=DAYS,
     simulate=_simulate,
     answers=_answers,
-    most_users=4000,
+    most_users=2000,
 )

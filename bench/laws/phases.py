@@ -103,5 +103,6 @@ LAW = Law(
     days=DAYS,
     simulate=_simulate,
     answers=_answers,
+    most_users=8000,
     active_days=14,
 )
