@@ -42,7 +42,7 @@ from model.hazards import DAY_MS
 from model.settings import SettingsError
 from trainer.arguments import settings_of
 from trainer.backtest import said_by
-from trainer.cutoffs import Questions
+from trainer.cutoffs import Probabilities, Questions
 from trainer.fit import no_progress
 from trainer.history import History, from_table
 from trainer.offline import fit_model
@@ -100,7 +100,7 @@ def judged(name: str, plan: Plan) -> dict[str, Any]:
     return {**facts, "fit_seconds": round(seconds, 1), "seconds": round(time.monotonic() - begin, 1), "passes_made": passes, "rows": rows}
 
 
-def of_kind(ready: Prepared, history: History, kind: str, asked: Questions, said: np.ndarray) -> Iterator[dict[str, Any]]:  # type: ignore[type-arg]
+def of_kind(ready: Prepared, history: History, kind: str, asked: Questions, said: Probabilities) -> Iterator[dict[str, Any]]:
     """A row for each target."""
     case, exact = ready.case, ready.case.asked[kind].exact
     first = history.first[asked.user]

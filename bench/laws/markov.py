@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bench.laws.case import Floats, Ints, Stream, day, moment_ms
 from model.targets import ANY, Target
@@ -132,12 +133,14 @@ class Silence:
 
     def after(self, rows_CNS: Floats, days_N: Floats) -> Floats:
         spectral = (rows_CNS @ self._vectors) * np.exp(self._values[:, None] * days_N[:, None])
-        return np.maximum((spectral @ self._inverse).real, 0)
+        rows: Floats = np.maximum((spectral @ self._inverse).real, 0)
+        return rows
 
     def lasts(self, rows_CNS: Floats, days_N: Floats) -> Floats:
         """(N,) probability that it lasts so long."""
         spectral = (rows_CNS @ self._vectors) * np.exp(self._values[:, None] * days_N[:, None])
-        return np.clip(np.einsum("cns,cs->n", spectral, self._inverse.sum(2)).real, 0, 1)
+        chance: Floats = np.clip(np.einsum("cns,cs->n", spectral, self._inverse.sum(2)).real, 0, 1)
+        return chance
 
 
 class Filter:
@@ -204,13 +207,14 @@ class Filter:
         return out
 
 
-def _of_set(types: tuple[str, ...], target: Target) -> np.ndarray:  # type: ignore[type-arg]
+def _of_set(types: tuple[str, ...], target: Target) -> NDArray[np.bool_]:
     """(K,) the types that a target speaks of."""
     return np.array([ANY in target.types or name in target.types for name in types])
 
 
 def _normalised(rows_CNS: Floats) -> Floats:
-    return rows_CNS / rows_CNS.sum((0, 2))[None, :, None]
+    rows: Floats = rows_CNS / rows_CNS.sum((0, 2))[None, :, None]
+    return rows
 
 
 def stream_of(law: Process, path: Path, users: int, item: Ints, category: Ints, value: Floats) -> Stream:

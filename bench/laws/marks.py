@@ -63,7 +63,7 @@ def _answers(stream: Stream, user: Ints, at_ms: Ints) -> Floats:
         same = stream.item[row] == stream.item[row - 1]
         of_item = keeps * same[:, None] + (1 - keeps) * CATEGORY[:, stream.category[row]].T / ITEMS
         distance = (np.log(stream.value[row])[:, None] - LOG_VALUE) / SPREAD
-        return (of_item * np.exp(-0.5 * distance**2))[:, None]
+        return np.asarray((of_item * np.exp(-0.5 * distance**2))[:, None])
 
     return Filter(LAW_OF_USERS, STEADY, stream, likelihood).answers(user, at_ms, LAW.targets)
 

@@ -34,11 +34,12 @@ def _simulate(users: int, seed: int) -> Stream:
     rate = rng.gamma(SHAPE, MEAN_RATE / SHAPE, users)
     appetite = APPETITE[rng.choice(len(APPETITE), users, p=SHARES)]
     parts = [(np.arange(users), join, np.zeros(users, np.int64))]
-    for kind, (clock, own) in enumerate(((VISITS, rate), (ORDERS, rate * appetite))):
+    for code, (clock, own) in enumerate(((VISITS, rate), (ORDERS, rate * appetite))):
         begin, end = clock.at(join), clock.at(np.array(float(DAYS)))
         count = rng.poisson(own * (end - begin))
-        user = np.repeat(np.arange(users), count)
-        parts.append((user, clock.when(begin[user] + rng.random(len(user)) * (end - begin)[user]), np.full(len(user), kind)))
+        who = np.repeat(np.arange(users), count)
+        when = clock.when(begin[who] + rng.random(len(who)) * (end - begin)[who])
+        parts.append((who, when, np.full(len(who), code)))
     user, days, kind = (np.concatenate(column) for column in zip(*parts, strict=True))
     order = np.lexsort((days, user))
     user, days, kind = user[order], days[order], kind[order]

@@ -17,8 +17,9 @@ DAYS = 138
 def stream_of(shop: History) -> Stream:
     """The shop's events, sorted by user."""
     order = np.lexsort((shop.time_ms, shop.user))
-    columns = (np.asarray(c, np.int64)[order] for c in (shop.user, shop.time_ms, shop.type, shop.item, shop.category))
-    return Stream(len(shop.users), shop.types, *columns, shop.value[order])
+    columns = (shop.user, shop.time_ms, shop.type, shop.item, shop.category)
+    user, time_ms, kind, item, category = (np.asarray(c, np.int64)[order] for c in columns)
+    return Stream(len(shop.users), shop.types, user, time_ms, kind, item, category, shop.value[order])
 
 
 def _simulate(users: int, seed: int) -> Stream:
@@ -27,7 +28,7 @@ def _simulate(users: int, seed: int) -> Stream:
 
 def _answers(stream: Stream, user: Ints, at_ms: Ints) -> Floats:
     columns = (stream.user, stream.time_ms, stream.type, stream.item, stream.category, stream.value)
-    exact = Filter(shop_law(), History(*columns, users=[], types=stream.types))  # type: ignore[arg-type]
+    exact = Filter(shop_law(), History(*columns, users=[], types=stream.types))
     wanted = {t.name: (t.types, t.outcome, t.horizon_ms) for t in LAW.targets}
     found = exact.probabilities(user, at_ms - 1, wanted)  # the filter takes events up to its moment, that one included
     return np.stack([found[t.name] for t in LAW.targets], axis=1)
