@@ -8,7 +8,8 @@ events before `until` and asked the same questions after it: at scheduled moment
   excess        loss of ours above that of the best baseline (constant, logistic regression, LightGBM, Pareto/NBD where it applies)
   closed        (loss of LightGBM - loss of ours) / (loss of LightGBM - loss of the filter); smpl: the same by the outcomes as they fell
   worst group   mean prediction minus share that came true, in the worst tenth by number of events, tenure or recency, beyond noise
-  a row passes  with an excess of 0.001 at most, and an ECE at most 0.012 above that of a calibrated model with the same predictions
+  a row passes  with an excess of 0.001 at most, and an ECE at most 0.012 above that of a calibrated model with the same predictions, or
+                no larger than that of the exact answers
 
 With --keep, what does not depend on the recipe (events, questions, exact answers, baselines) is kept by law, users, seed and a hash of
 the code that makes it: another recipe then takes the time of its fits. `journey` is no law but a case from a folder; no filter there.
