@@ -19,6 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name, of, text in (
         ("gate", gate, "sabotaged and better challengers before the trainer's gate"),
         ("drift", drift, "how soon the running service follows when behaviour changes"),
+        ("quality", quality, "how good the model is on laws whose best answers are known"),
     ):
         commands.add_parser(name, help=text, add_help=False)
         if arguments[:1] == [name]:
@@ -31,14 +32,6 @@ def main(arguments: list[str] | None = None) -> int:
     fast.add_argument("--users", type=int, nargs="+", default=plan.users, help="user counts (default 300 200000)")
     fast.add_argument("--rounds", type=int, default=plan.rounds, help="how often each case is run (default %(default)s)")
     fast.add_argument("--quick", action="store_true", help="one short round, in a minute and a half")
-    good = commands.add_parser(
-        "quality", formatter_class=raw, description=quality.__doc__, help="share of what can be known that the model knows"
-    )
-    good.add_argument("--users", type=int, default=20_000, help="of the simulated shop (default %(default)s)")
-    good.add_argument("--days", type=float, default=120, help="that it is open (default %(default)s; 60 at least)")
-    good.add_argument("--seed", type=int, default=0, help="of the shop, the questions and the fitting (default %(default)s)")
-    good.add_argument("--belief-states", type=int, help="of the belief cell; 0: without one (default: the trainer's)")
-    good.add_argument("--encoder", choices=["gru", "lstm", "rnn"], default="gru", help="recurrent units (default %(default)s)")
     fit = commands.add_parser(
         "training", formatter_class=raw, description=training.__doc__, help="events a second of the trainer's fitting"
     )
@@ -47,16 +40,9 @@ def main(arguments: list[str] | None = None) -> int:
     fit.add_argument("--epochs", type=int, help="passes at most (default: the trainer's)")
     fit.add_argument("--threads", type=int, help="torch threads, 0 for all cores (default: the trainer's)")
     fit.add_argument("--seed", type=int, default=0, help="of the shop and the fitting (default %(default)s)")
-    for command in (fast, good, fit):
+    for command in (fast, fit):
         command.add_argument("--json", action="store_true", help="end with one line of JSON on stdout")
     options = parser.parse_args(arguments)
-    if options.what == "quality":
-        if options.days < 60:
-            parser.error("--days must be 60 at least: churn takes 30 days to tell, before T and after it")
-        settings = TrainerSettings(seed=options.seed, encoder=options.encoder, round_budget_seconds=3600)  # a busy machine changes nothing
-        if options.belief_states is not None:
-            settings = settings.model_copy(update={"belief_states": options.belief_states})
-        return quality.run(options.users, options.days, options.seed, settings, options.json)
     if options.what == "training":
         changes = {name: value for name in ("epochs", "threads") if (value := getattr(options, name)) is not None}
         settings = TrainerSettings(seed=options.seed, round_budget_seconds=3600, **changes)

@@ -1,221 +1,207 @@
-"""python -m bench quality: how much of what can be known the model knows, on a shop whose law is known.
+"""python -m bench quality: a battery of laws, so that no recipe of training is chosen on one.
 
-The demo's shop is simulated. Ours and LightGBM are fitted on the events before T, and both are asked of the same users in the six days from
-T on: at scheduled moments (every user who has come by then), and right after events. The exact Bayes filter of the law answers the same
-questions. T lies so that every horizon ends within the simulation.
+Each law is drawn fresh from a seed, and has an exact filter: the probability of every target given the events before the moment and the
+law, which nobody can beat. Ours (`trainer fit` with its defaults, or with --set) and the baselines of `trainer compare` are fitted on the
+events before `until` and asked the same questions after it: at scheduled moments, and right after events.
 
-share closed = (loss of LightGBM - loss of ours) / (loss of LightGBM - loss of the filter), once by the expected loss under the filter's
-probabilities (no sampling noise: a difference of KL divergences), once by the outcomes as they fell.
+  loss          log-loss in nats, in expectation under the filter's probabilities (by the outcomes where no filter is known)
+  excess        loss of ours above that of the best baseline (constant, logistic regression, LightGBM, Pareto/NBD where it applies)
+  closed        (loss of LightGBM - loss of ours) / (loss of LightGBM - loss of the filter); smpl: the same by the outcomes as they fell
+  worst group   mean prediction minus share that came true, in the worst tenth by number of events, tenure or recency, beyond noise
+  a row passes  with an excess of 0.001 at most, and an ECE at most 0.012 above that of a calibrated model with the same predictions, or
+                no larger than that of the exact answers
+
+With --keep, what does not depend on the recipe (events, questions, exact answers, baselines) is kept by law, users, seed and a hash of
+the code that makes it: another recipe then takes the time of its fits. `journey` is no law but a case from a folder; no filter there.
+
+laws:
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
+import sys
 import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
-from numpy.typing import NDArray
 
-from demo.attainable import Filter, Target, labels
-from demo.shop import History as Shop
-from demo.shop import shop_law, simulate
-from model.artifact import Model
-from model.hazards import DAY_MS, HOUR_MS
-from model.targets import ANY
-from trainer.challenger import Split, train
-from trainer.dataset import features, statistics_after
+from bench import picture, scores
+from bench.laws import LAWS, journey
+from bench.laws.case import SCHEDULED
+from bench.rivals import Prepared, prepared, questions
+from model.hazards import DAY_MS
+from model.settings import SettingsError
+from trainer.arguments import settings_of
+from trainer.backtest import said_by
+from trainer.cutoffs import Probabilities, Questions
+from trainer.fit import no_progress
 from trainer.history import History, from_table
-from trainer.material import hidden_along
-from trainer.metrics import Metrics
+from trainer.offline import fit_model
 from trainer.settings import TrainerSettings
 
-TARGETS: dict[str, Target] = {"purchase": (("purchase",), "occurs", 7 * DAY_MS), "churn": ((ANY,), "absent", 30 * DAY_MS)}
-WINDOWS_MS = (HOUR_MS, 6 * HOUR_MS, DAY_MS, 3 * DAY_MS, 7 * DAY_MS, 14 * DAY_MS, 30 * DAY_MS, 90 * DAY_MS)
-START_MS = 1_760_000_000_000
-ASKED_DAYS = 6
-ASKED = 40_000
-"""Questions of a kind at most, of either kind."""
+JOURNEY = Path(__file__).resolve().parents[2] / "shared" / "evaluation" / "complete_journey"
+LONGEST_FIRST = ("phases", "bursts", "rhythm", "season", "marks", "shop", "journey", "lifelong", "rare", "single", "few")
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+PATIENT = "round_budget_seconds=36000"
+"""A busy machine changes nothing."""
 
 
 @dataclass(frozen=True, slots=True)
-class Questions:
-    """Q users (their indices in the shop) and moments."""
+class Plan:
+    """What is run. changes: NAME=VALUE of the trainer's settings."""
 
-    user: NDArray[np.int64]
-    at_ms: NDArray[np.int64]
-
-
-class Stream:
-    """Events of the shop sorted by (user, time), to be looked up by (user, moment)."""
-
-    def __init__(self, shop: Shop) -> None:
-        order = np.lexsort((shop.time_ms, shop.user))
-        self.user, self.time_ms = shop.user[order].astype(np.int64), shop.time_ms[order]
-        self.kind, self.value = shop.type[order].astype(np.int64), shop.value[order]
-        self.kinds = len(shop.types)
-        self._key = (self.user << 42) + self.time_ms
-        begins = np.flatnonzero(np.r_[True, self.user[1:] != self.user[:-1]])
-        self.begin = np.repeat(begins, np.diff(np.r_[begins, len(order)]))
-        self.count = np.zeros((len(order) + 1, self.kinds))  # of each kind among the events before
-        np.add.at(self.count, (np.arange(1, len(order) + 1), self.kind), 1)
-        self.count = self.count.cumsum(0)
-        self.money = np.r_[0, np.nan_to_num(self.value).cumsum()]
-        self.priced = np.r_[0, (~np.isnan(self.value)).cumsum()]
-        places = np.where(self.kind[:, None] == np.arange(self.kinds), np.arange(len(order))[:, None], -1)
-        self.last = np.maximum.accumulate(places, axis=0)  # the newest event of each kind, perhaps another user's
-
-    def upto(self, user: NDArray[np.int64], at_ms: NDArray[np.int64]) -> NDArray[np.int64]:
-        """(Q,) each user's last event up to the moment."""
-        return np.searchsorted(self._key, (user << 42) + at_ms, side="right") - 1
+    only: tuple[str, ...]
+    users: int
+    seed: int
+    jobs: int
+    changes: tuple[str, ...]
+    keep: Path | None
+    journey: Path
 
 
-def hand_made(stream: Stream, asked: Questions) -> NDArray[np.float64]:
-    """(Q, F): recency and frequency by type and window, values, gaps, tenure and the calendar, of events up to the moment."""
-    row = stream.upto(asked.user, asked.at_ms)
-    begin = stream.begin[row]
-    assert (stream.user[row] == asked.user).all()
-    last = stream.last[row]
-    known = last >= begin[:, None]
-    days = (asked.at_ms[:, None] - stream.time_ms[np.maximum(last, 0)]) / DAY_MS
-    columns = [np.where(known, days, np.nan), stream.count[row + 1] - stream.count[begin]]
-    for window_ms in WINDOWS_MS:
-        low = np.maximum(stream.upto(asked.user, asked.at_ms - window_ms) + 1, begin)
-        columns.append(stream.count[row + 1] - stream.count[low])
-        columns.append((stream.money[row + 1] - stream.money[low])[:, None])
-    silent = (asked.at_ms - stream.time_ms[row]) / DAY_MS
-    tenure = (asked.at_ms - stream.time_ms[begin]) / DAY_MS
-    total = row + 1 - begin
-    gaps = []
-    for back in (1, 2, 3, 5, 10):
-        there = row - back >= begin
-        gaps.append(np.where(there, (stream.time_ms[row] - stream.time_ms[np.maximum(row - back, 0)]) / DAY_MS, np.nan))
-    kinds = [np.where(row - back >= begin, stream.kind[np.maximum(row - back, 0)], -1) for back in range(4)]
-    priced = stream.priced[row + 1] - stream.priced[begin]
-    mean = (stream.money[row + 1] - stream.money[begin]) / np.maximum(priced, 1)
-    hour = asked.at_ms / HOUR_MS % 24
-    weekday = asked.at_ms // DAY_MS % 7
-    scalars = [silent, tenure, total, total / (tenure + 1), silent * total / (tenure + 1), mean, hour, weekday, *gaps, *kinds]
-    return np.concatenate([*columns, np.stack(scalars, axis=1)], axis=1)
+def settings(plan: Plan, targets: Sequence[object] = ()) -> TrainerSettings:
+    """Raises SettingsError."""
+    changes = [PATIENT, *plan.changes]
+    return settings_of(argparse.Namespace(config=None, set=changes, seed=str(plan.seed), target=[str(t) for t in targets]))
 
 
-def ask(stream: Stream, begin_ms: int, end_ms: int, rng: np.random.Generator, at_most: int) -> dict[str, Questions]:
-    """Scheduled moments (the begin, and every fifth day from there), and right after events in [begin, end)."""
-    users, first = np.unique(stream.user, return_index=True)
-    parts = []
-    for at in range(begin_ms, end_ms, 5 * DAY_MS):
-        come = users[stream.time_ms[first] <= at]
-        parts.append(Questions(come, np.full(len(come), at)))
-    user, at_ms = np.concatenate([p.user for p in parts]), np.concatenate([p.at_ms for p in parts])
-    chosen = rng.choice(len(user), min(at_most, len(user)), replace=False)
-    event = np.flatnonzero((stream.time_ms >= begin_ms) & (stream.time_ms < end_ms))
-    event = rng.choice(event, min(at_most, len(event)), replace=False)
-    return {"scheduled": Questions(user[chosen], at_ms[chosen]), "after an event": Questions(stream.user[event], stream.time_ms[event])}
-
-
-def boosted(
-    stream: Stream, shop: Shop, target: Target, split_ms: int, asked: dict[str, Questions], seed: int
-) -> dict[str, NDArray[np.float64]]:
-    """LightGBM's answers, fitted on moments whose horizon closed before T, of both kinds; early stopping on users held out."""
-    import lightgbm
-
-    rng = np.random.default_rng(seed)
-    begin_ms = START_MS + 10 * DAY_MS
-    moments = ask(stream, begin_ms, split_ms - target[2], rng, 10**6)
-    taken = [Questions(q.user[i], q.at_ms[i]) for q in moments.values() for i in [rng.permutation(len(q.user))[: 3 * ASKED]]]
-    train_set = Questions(np.concatenate([q.user for q in taken]), np.concatenate([q.at_ms for q in taken]))
-    inputs, truth = hand_made(stream, train_set), labels(shop, train_set.user, train_set.at_ms, target)
-    held = train_set.user % 8 == 0
-    fit_on, stop_on = lightgbm.Dataset(inputs[~held], truth[~held]), lightgbm.Dataset(inputs[held], truth[held])
-    options = {"objective": "binary", "learning_rate": 0.03, "num_leaves": 31, "min_data_in_leaf": 200, "feature_fraction": 0.5}
-    more = {"bagging_fraction": 0.7, "bagging_freq": 1, "lambda_l2": 5.0, "seed": seed, "num_threads": 1, "verbosity": -1}
-    model = lightgbm.train({**options, **more}, fit_on, 1500, valid_sets=[stop_on], callbacks=[lightgbm.early_stopping(40, verbose=False)])
-    return {kind: np.asarray(model.predict(hand_made(stream, q))) for kind, q in asked.items()}
-
-
-def table(shop: Shop, until_ms: int) -> pa.Table:
-    """The shop's events before a moment as the trainer reads them."""
-    keep = shop.time_ms < until_ms
-
-    def texts(codes: NDArray[np.integer], letter: str) -> pa.Array:
-        return pa.array([None if c < 0 else f"{letter}{c}" for c in codes[keep].tolist()], pa.string())
-
-    kinds = pa.array([shop.types[k] for k in shop.type[keep].tolist()], pa.string())
-    users = pa.array([shop.users[u] for u in shop.user[keep].tolist()], pa.string())
-    columns = {"user_id": users, "type": kinds, "timestamp": shop.time_ms[keep]}
-    marks = {"item_id": texts(shop.item, "i"), "category": texts(shop.category, "c")}
-    return pa.table({**columns, **marks, "value": pa.array(shop.value[keep], from_pandas=True)})
-
-
-def fitted(shop: Shop, split_ms: int, settings: TrainerSettings) -> tuple[Model, float]:
-    """Our model, and seconds of its fitting. Its newest tenth before T stops it."""
-    history = from_table(table(shop, split_ms))
-    validation_ms = split_ms - round((split_ms - START_MS) * settings.validation_share)
-    split = Split(START_MS, validation_ms, split_ms, split_ms)
-    rng, now = np.random.default_rng(settings.seed), datetime(2026, 1, 1, tzinfo=UTC)
-    made = train(history, split, None, settings, Metrics(), now, rng, lambda share, words: None, lambda: False)
-    return made.model, made.fitted.seconds
-
-
-def ours(model: Model, shop: Shop, asked: dict[str, Questions]) -> dict[str, dict[str, NDArray[np.float64]]]:
-    """By target and kind of question: the model's answers, each state stepped over the user's whole stream as a worker does."""
-    history: History = from_table(table(shop, 1 << 62))
-    code = {name: i for i, name in enumerate(history.user_ids)}
-    of_shop = np.array([code.get(name, -1) for name in shop.users], np.int64)
-    key = (history.user << 42) + history.time_ms
-    state_EZ = hidden_along(model.network, features(history, model.vocabulary, model.scaling), history)
-    stats = statistics_after(history, model.vocabulary)
-    scorer = model.scorer()
-    out: dict[str, dict[str, NDArray[np.float64]]] = {t.name: {} for t in scorer.targets}
-    for kind, q in asked.items():
-        row = np.searchsorted(key, (of_shop[q.user] << 42) + q.at_ms, side="right") - 1
-        blocks = zip(np.array_split(row, 20), np.array_split(q.at_ms, 20), strict=True)
-        parts = [scorer(state_EZ[torch.from_numpy(r)], stats[r], at_ms) for r, at_ms in blocks]
-        answers = np.concatenate(parts).astype(np.float64)
-        for i, target in enumerate(scorer.targets):
-            out[target.name][kind] = answers[:, i]
-    return out
-
-
-def losses(said: NDArray[np.float64], exact: NDArray[np.float64], truth: NDArray[np.bool_]) -> tuple[float, float]:
-    """(expected log-loss under the exact probabilities, log-loss on the outcomes), in nats."""
-    p = np.clip(said, 1e-9, 1 - 1e-9)
-    yes, no = -np.log(p), -np.log1p(-p)
-    return float((exact * yes + (1 - exact) * no).mean()), float(np.where(truth, yes, no).mean())
-
-
-def run(users: int, days: float, seed: int, settings: TrainerSettings, as_json: bool) -> int:
-    """Print the table; with `as_json`, one line of JSON after it."""
+def judged(name: str, plan: Plan) -> dict[str, Any]:
+    """One law: its rows, and how long the fit took."""
     torch.set_num_threads(1)
-    law = shop_law()
-    shop = simulate(law, users=users, start_ms=START_MS, days=days, seed=seed)
-    stream = Stream(shop)
-    end_ms = START_MS + int(days * DAY_MS)
-    asked_end_ms = end_ms - max(t[2] for t in TARGETS.values())
-    split_ms = asked_end_ms - ASKED_DAYS * DAY_MS
-    asked = ask(stream, split_ms, asked_end_ms, np.random.default_rng(seed + 1), ASKED)
-    known = int((shop.time_ms < split_ms).sum())
-    print(f"{users:,} users, {len(shop.time_ms):,} events in {days:g} days; {known:,} of them before T", flush=True)
     begin = time.monotonic()
-    model, seconds = fitted(shop, split_ms, settings)
-    print(f"ours: fitted in {seconds:.0f} s, {time.monotonic() - begin:.0f} s in all", flush=True)
-    said = ours(model, shop, asked)
-    exact_filter = Filter(law, shop)
-    out: dict[str, object] = {"users": users, "events": len(shop.time_ms), "fit_seconds": round(seconds, 1)}
-    print(f"{'':28}{'constant':>10}{'LightGBM':>10}{'ours':>10}{'exact':>10}{'closed':>8}{'(sampled)':>11}")
-    for name, target in TARGETS.items():
-        trees = boosted(stream, shop, target, split_ms, asked, seed)
-        for kind, q in asked.items():
-            exact = exact_filter.probabilities(q.user, q.at_ms, {name: target})[name]
-            truth = labels(shop, q.user, q.at_ms, target)
-            constant = np.full(len(exact), truth.mean())
-            rows = [losses(p, exact, truth) for p in (constant, trees[kind], said[name][kind], exact)]
-            closed = [(rows[1][i] - rows[2][i]) / (rows[1][i] - rows[3][i]) for i in (0, 1)]
-            print(f"{name + ', ' + kind:28}" + "".join(f"{r[0]:10.5f}" for r in rows) + f"{closed[0]:8.2f}{closed[1]:11.2f}", flush=True)
-            out[f"{name}, {kind}"] = {"expected": [r[0] for r in rows], "sampled": [r[1] for r in rows], "closed": closed}
-    if as_json:
-        print(json.dumps(out))
+
+    def say(words: str) -> None:
+        print(f"{time.monotonic() - begin:6.0f} s  {name}: {words}", file=sys.stderr, flush=True)
+
+    ready = prepared(name, plan.users, plan.seed, plan.journey, plan.keep, say)
+    case = ready.case
+    before = time.monotonic()
+    challenger = fit_model(case.table, case.until_ms, settings(plan, case.targets), NOW, no_progress)
+    seconds, passes = time.monotonic() - before, len(challenger.fitted.losses) - 1
+    window = challenger.model.manifest.window
+    say(f"ours: fitted on {window.events:,} events of {window.users:,} users in {seconds:.0f} s, {passes} passes")
+    history = from_table(case.table)
+    rows = []
+    for kind in case.asked:
+        asked = questions(case, history, kind)
+        said = said_by(challenger.model, history, asked, case.targets)
+        rows += list(of_kind(ready, history, kind, asked, said))
+    say(f"{sum(r['passes'] for r in rows)} of {len(rows)} rows pass")
+    facts = {"law": name, "events": len(case.table), "users": history.users, "fitted_events": window.events}
+    return {**facts, "fit_seconds": round(seconds, 1), "seconds": round(time.monotonic() - begin, 1), "passes_made": passes, "rows": rows}
+
+
+def of_kind(ready: Prepared, history: History, kind: str, asked: Questions, said: Probabilities) -> Iterator[dict[str, Any]]:
+    """A row for each target."""
+    case, exact = ready.case, ready.case.asked[kind].exact
+    first = history.first[asked.user]
+    by = {
+        "events": (asked.event + 1 - first).astype(np.float64),
+        "tenure": (asked.at_ms - history.time_ms[first]) / DAY_MS,
+        "recency": (asked.at_ms - history.time_ms[asked.event]) / DAY_MS,
+    }
+    for i, target in enumerate(case.targets):
+        others = {name: p[:, i] for name, p in ready.said[kind].items()}
+        constants = (case.constants or {}).get(target.name, {})
+        known = None if exact is None else exact[:, i]
+        _, luck = np.unique(np.stack([asked.user, (asked.at_ms - case.until_ms) // target.horizon_ms]), axis=1, return_inverse=True)
+        groups = scores.Groups(asked.user, luck.ravel(), by)
+        figures = scores.row(asked.label[:, i], known, said[:, i], others, groups, constants)
+        yield {"law": case.name, "target": target.name, "kind": kind, **figures}
+
+
+def run(plan: Plan) -> list[dict[str, Any]]:
+    """The laws in the order of LAWS, each in a process of its own where there are several jobs."""
+    names = sorted(plan.only, key=LONGEST_FIRST.index)
+    found: dict[str, dict[str, Any]] = {}
+    if plan.jobs == 1:
+        found = {name: judged(name, plan) for name in names}
+    else:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        with ProcessPoolExecutor(plan.jobs, get_context("spawn"), max_tasks_per_child=1) as pool:
+            waiting = {pool.submit(judged, name, plan): name for name in names}
+            for done in as_completed(waiting):
+                found[waiting[done]] = done.result()
+    return [found[name] for name in plan.only]
+
+
+HEAD = (
+    f"{'  law, target, kind of question':31}{'asked':>6}{'rate':>6} {'best':9}{'loss':>8}{'ours':>8}{'exact':>8}{'excess':>8}"
+    f"{'closed':>7}{'smpl':>6}{'AUC':>6}{'exact':>6}{'ECE':>7}{'bound':>7}  worst group"
+)
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row of the table."""
+    found, closed, worst = row["measures"], row.get("closed", {}), row["worst_group"]
+    exact = found.get("exact", {})
+
+    def number(value: float | None, digits: int, width: int) -> str:
+        return f"{value:{width}.{digits}f}" if value is not None else " " * (width - 1) + "-"
+
+    key = "expected" if exact else "log_loss"
+    best = found[row["best"]][key] if row["best"] in found else row["constants"][row["best"]]["log_loss"]
+    kind = "schedule" if row["kind"] == SCHEDULED else "event"
+    return (
+        f"{' ' if row['passes'] else '!'} {row['law'] + ' ' + row['target'] + ', ' + kind:29}{row['questions']:6}{row['base_rate']:6.3f}"
+        f" {row['best'][:8]:9}{best:8.4f}{found['ours'][key]:8.4f}{number(exact.get(key), 4, 8)}"
+        f"{row['excess']:+8.4f}{number(closed.get('expected'), 2, 7)}{number(closed.get('log_loss'), 2, 6)}"
+        f"{found['ours']['auc']:6.3f}{number(exact.get('auc'), 3, 6)}{found['ours']['ece']:7.4f}{row['ece_bound']:7.4f}"
+        + (f"  {worst['by']} {worst['gap']:+.3f}" if worst else "")
+    )
+
+
+def arguments() -> argparse.ArgumentParser:
+    about = "\n".join(f"  {name:10}{law.about}" for name, law in LAWS.items()) + f"\n  {journey.NAME:10}{journey.ABOUT}"
+    parser = argparse.ArgumentParser(
+        prog="python -m bench quality", formatter_class=argparse.RawDescriptionHelpFormatter, description=f"{__doc__}{about}"
+    )
+    every = [*LAWS, journey.NAME]
+    parser.add_argument("--only", nargs="+", choices=every, metavar="LAW", help=f"these alone: {', '.join(every)}")
+    parser.add_argument("--users", type=int, default=20_000, help="of a law, at most; some have fewer (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of laws, questions and fits (default %(default)s)")
+    parser.add_argument("--jobs", type=int, default=1, help="laws that are run at once, each on one core (default %(default)s)")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting, as `trainer fit` takes it")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep there what does not depend on the recipe, and use what is there")
+    parser.add_argument("--journey", type=Path, default=JOURNEY, metavar="DIR", help="Complete Journey (default %(default)s)")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the excess and the share closed of each row")
+    parser.add_argument("--json", action="store_true", help="end with one line of JSON on stdout")
+    return parser
+
+
+def main(words: Sequence[str]) -> int:
+    """The program. The figures are for reading: the exit status tells of errors alone."""
+    parser = arguments()
+    options = parser.parse_args(words)
+    only = options.only or [*LAWS, journey.NAME]
+    if journey.NAME in only and not journey.there(options.journey):
+        print(f"{journey.NAME} is left out: {options.journey} does not hold {', '.join(journey.FILES)} (--journey DIR)", file=sys.stderr)
+        only = [name for name in only if name != journey.NAME]
+    plan = Plan(tuple(only), options.users, options.seed, options.jobs, tuple(options.set), options.keep, options.journey)
+    try:
+        settings(plan)
+    except SettingsError as error:
+        parser.error(str(error))
+    begin = time.monotonic()
+    found = run(plan)
+    rows = [row for entry in found for row in entry["rows"]]
+    print(HEAD)
+    for row in rows:
+        print(line(row))
+    passed = sum(row["passes"] for row in rows)
+    print(f"{passed} of {len(rows)} rows pass (! marks the others); {time.monotonic() - begin:.0f} s")
+    if options.picture:
+        picture.draw(rows, options.picture)
+    if options.json:
+        print(json.dumps({"users": plan.users, "seed": plan.seed, "set": list(plan.changes), "passed": passed, "laws": found}))
     return 0

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.utils.rnn import pad_sequence
 
-from bench.quality import START_MS, table
+from bench.laws.shop import START_MS, stream_of
 from demo.shop import shop_law, simulate
 from model.features import Vocabulary
 from model.hazards import DAY_MS, grid
@@ -48,7 +48,8 @@ def shop_table(events: int, seed: int) -> pa.Table:
     """About so many events of the shop over DAYS."""
     law = shop_law()
     a_user = len(simulate(law, users=SAMPLE_USERS, start_ms=START_MS, days=DAYS, seed=seed).time_ms) / SAMPLE_USERS
-    return table(simulate(law, users=max(round(events / a_user), 10), start_ms=START_MS, days=DAYS, seed=seed), END_MS)
+    shop = simulate(law, users=max(round(events / a_user), 10), start_ms=START_MS, days=DAYS, seed=seed)
+    return stream_of(shop).table()
 
 
 def material_of(history: History, settings: TrainerSettings) -> Material:

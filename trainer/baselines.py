@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,11 @@ Floats = NDArray[np.float64]
 WINDOWS_DAYS = (1, 3, 7, 14, 30, 60, 90, 180)
 TYPES = 10
 """Event types with features of their own: those of the targets, then the most frequent."""
+CATEGORIES = 10
+"""The most frequent categories, with features of their own."""
 GAPS = 10
+NEWEST = 10
+"""Events of which the marks count once more by themselves."""
 FAR_DAYS = 400.0
 
 
@@ -43,13 +47,22 @@ class Case:
     asked: Questions
     until_ms: int
     seed: int
+    _tables: tuple[NDArray[np.float32], NDArray[np.float32]] | None = field(default=None, init=False, repr=False)
+
+    @property
+    def tables(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The features of what is learnt from and of what is asked, made once for all alternatives on features."""
+        if self._tables is None:
+            learn, asked = (features(self.history, q, self.targets, self.until_ms) for q in (self.learn, self.asked))
+            self._tables = learn, asked
+        return self._tables
 
 
 Alternative = Callable[[Case], Probabilities]
 
 
 def features(history: History, questions: Questions, targets: Sequence[Target], until_ms: int) -> NDArray[np.float32]:
-    """(N, F) recency, frequency, value, gaps, tenure and calendar of each question's user, from events strictly before its moment."""
+    """(N, F) recency, frequency, value, gaps, tenure, calendar and marks of each question's user, by events strictly before its moment."""
     user, at_ms, last = questions.user, questions.at_ms, questions.event
     places = Places(history)
     ends = last + 1
@@ -105,13 +118,44 @@ def features(history: History, questions: Questions, targets: Sequence[Target], 
     columns += [np.log1p(mean), np.log1p(spread), np.minimum(silent / (mean + 0.5), 20.0), np.log1p(tenure), np.log1p(silent * 24)]
     phase_day, phase_week = (at_ms % DAY_MS) * (2 * np.pi / DAY_MS), (at_ms % (7 * DAY_MS)) * (2 * np.pi / (7 * DAY_MS))
     columns += [np.sin(phase_day), np.cos(phase_day), np.sin(phase_week), np.cos(phase_week)]
+    columns += _marks(history, questions, until_ms)
     return np.stack(columns, axis=1).astype(np.float32)
+
+
+def _marks(history: History, questions: Questions, until_ms: int) -> list[Floats]:
+    """The last type, the last values, and which categories and items come, and come again: of all events, and of the newest."""
+    last, ends, first = questions.event, questions.event + 1, history.first[questions.user]
+    newest = np.maximum(ends - NEWEST, first)
+    known = history.time_ms < until_ms
+    value = signed_log1p(np.nan_to_num(history.value)).astype(np.float64)
+    columns = [value[last]]
+
+    def shares(of_event: Floats) -> None:
+        total = np.concatenate([[0.0], np.cumsum(of_event)])
+        columns.extend((total[ends] - total[begin]) / (ends - begin) for begin in (first, newest))
+
+    shares(value)
+    for of_event in (history.category_hash, history.item_hash):
+        if of_event[known].any():
+            again = history.has_previous & (of_event != 0) & (of_event == np.append(of_event[:1], of_event[:-1]))
+            shares(again.astype(np.float64))
+            columns.append(again[last].astype(np.float64))
+    columns.extend((history.type_hash[last] == code).astype(np.float64) for code in list(_often(history.type_hash[known]))[:TYPES])
+    for code in list(_often(history.category_hash[known & (history.category_hash != 0)]))[:CATEGORIES]:
+        shares((history.category_hash == code).astype(np.float64))
+    return columns
+
+
+def _often(hashes: NDArray[np.uint32]) -> dict[int, int]:
+    """How often each occurs, the most frequent first."""
+    codes, count = np.unique(hashes, return_counts=True)
+    order = np.argsort(-count, kind="stable")
+    return dict(zip(codes[order].tolist(), count[order].tolist(), strict=True))
 
 
 def _sets(history: History, targets: Sequence[Target], until_ms: int) -> list[tuple[str, ...]]:
     """Any event, the targets' sets, and the most frequent types before `until`."""
-    hashes, count = np.unique(history.type_hash[history.time_ms < until_ms], return_counts=True)
-    often = dict(zip(hashes.tolist(), count.tolist(), strict=True))
+    often = _often(history.type_hash[history.time_ms < until_ms])
     frequent = sorted((t for t in history.types if stable_hash(t) in often), key=lambda t: (-often[stable_hash(t)], t))
     return list(dict.fromkeys([("*",), *(t.types for t in targets), *((t,) for t in frequent[:TYPES])]))
 
@@ -145,7 +189,7 @@ def recency(case: Case) -> Probabilities:
 
 
 def logistic(case: Case) -> Probabilities:
-    return _each(case, *_tables(case), _logistic)
+    return _each(case, *case.tables, _logistic)
 
 
 def lightgbm(case: Case) -> Probabilities:
@@ -157,7 +201,7 @@ def lightgbm(case: Case) -> Probabilities:
             colsample_bytree=0.5, reg_lambda=5.0, n_jobs=1, random_state=seed, deterministic=True, force_row_wise=True, verbose=-1,
         )  # fmt: skip
 
-    return _each(case, *_tables(case), make)
+    return _each(case, *case.tables, make)
 
 
 def mlp(case: Case) -> Probabilities:
@@ -171,7 +215,7 @@ def mlp(case: Case) -> Probabilities:
         )
         return make_pipeline(StandardScaler(), network)
 
-    return _each(case, *_tables(case), make)
+    return _each(case, *case.tables, make)
 
 
 def _logistic(seed: int) -> Any:
@@ -180,10 +224,6 @@ def _logistic(seed: int) -> Any:
     from sklearn.preprocessing import StandardScaler
 
     return make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=300, random_state=seed))
-
-
-def _tables(case: Case) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    return tuple(features(case.history, q, case.targets, case.until_ms) for q in (case.learn, case.asked))  # type: ignore[return-value]
 
 
 def _each(case: Case, learn: NDArray[np.float32], asked: NDArray[np.float32], make: Callable[[int], Any]) -> Probabilities:

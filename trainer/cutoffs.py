@@ -42,7 +42,11 @@ class Questions:
 def ask(history: History, targets: Sequence[Target], moments_ms: Sequence[int], end_ms: int) -> Questions:
     """Every known user at each moment; events from `end` on are not looked at."""
     user = np.tile(np.arange(history.users), len(moments_ms))
-    at_ms = np.repeat(np.asarray(moments_ms, np.int64), history.users)
+    return ask_about(history, targets, user, np.repeat(np.asarray(moments_ms, np.int64), history.users), end_ms)
+
+
+def ask_about(history: History, targets: Sequence[Target], user: NDArray[np.int64], at_ms: NDArray[np.int64], end_ms: int) -> Questions:
+    """Each user at a moment of its own, those without an event before it left out; events from `end` on are not looked at."""
     event = last_before(history, user, at_ms)
     known = event >= 0
     user, at_ms, event = user[known], at_ms[known], event[known]

@@ -26,6 +26,7 @@ AT_MOST = 3000
 def pareto_nbd(case: Case) -> Probabilities:
     """(N, T): fitted on what was known at `until`; a user without a purchase has the base rate of the landmarks."""
     out = constant(case)
+    found: dict[bytes, Floats] = {}  # targets that the same events fulfil share a fit
     for i, target in enumerate(case.targets):
         everybody = np.arange(case.history.users)
         then = np.full(len(everybody), case.until_ms)
@@ -33,9 +34,12 @@ def pareto_nbd(case: Case) -> Probabilities:
         known = np.flatnonzero(age > 0)
         if len(known) < 10:
             continue
-        rng = np.random.default_rng(case.seed)
-        some = known if len(known) <= AT_MOST else rng.choice(known, AT_MOST, replace=False)
-        parameters = fitted(x[some], recency[some], age[some])
+        same = of_types(case.history, target.types).tobytes()
+        if same not in found:
+            rng = np.random.default_rng(case.seed)
+            some = known if len(known) <= AT_MOST else rng.choice(known, AT_MOST, replace=False)
+            found[same] = fitted(x[some], recency[some], age[some])
+        parameters = found[same]
         x, recency, age = summaries(case.history, target.types, case.asked.user, case.asked.at_ms)
         rows = age > 0
         horizon = target.horizon_ms / DAY_MS
