@@ -28,9 +28,12 @@ class Batch:
 
 
 def chunks(first: NDArray[np.int64], size: int, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Cut every user's events into pieces of `size`, the first one shorter by a random amount: (begins, ends), in random order."""
+    """Cut every user's events into pieces of `size`, the first one shorter by a random amount: (begins, ends), in random order.
+
+    Where to cut must not depend on how many events a user will have: a stream seen whole would tell that few are to come.
+    """
     count = np.diff(first)
-    shift = np.where(count > size, rng.integers(0, size, len(count)), 0)
+    shift = rng.integers(0, size, len(count))
     pieces = np.ceil((count + shift) / size).astype(np.int64)
     user = np.repeat(np.arange(len(count)), pieces)
     piece = np.arange(len(user)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
