@@ -1,11 +1,15 @@
 """The gate: what is better passes, what is worse, broken or miscalibrated does not, and noise decides nothing."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trainer import groups
 from trainer.gate import Decision, Floats, Judged, Tolerance, Windows, decide, summary
+from trainer.groups import Bounds, Past, faults, standard_errors
 
 N, USERS = 4000, 800
 DAY_MS = 86_400_000
@@ -28,11 +32,13 @@ def world(seed: int = 0) -> tuple[np.ndarray, Floats, np.ndarray]:  # type: igno
 
 
 SILENT = np.arange(N) % 2 == 0
+PAST = Past(1 + np.arange(N) % 50, (np.arange(N) * 7919 % 90) * DAY_MS, SILENT * DAY_MS)
+"""Nothing in it has to do with anything."""
 
 
 def one(challenger: Floats, incumbent: Floats, target: str = "purchase") -> Judged:
     user, _, label = world()
-    return Judged(target, 7 * DAY_MS, user, SILENT, label, challenger, incumbent)
+    return Judged(target, 7 * DAY_MS, user, PAST, label, challenger, incumbent)
 
 
 def judge(challenger: Floats, incumbent: Floats, *, windows: Windows = FRESHER, tolerance: Tolerance | None = None) -> Decision:
@@ -74,7 +80,7 @@ def test_a_small_window_does_not_let_harm_pass_as_noise() -> None:
     """A challenger that is somewhat worse: 60 users cannot prove it, but cannot exclude it either."""
     few = USER < 60
     worse = sigmoid(LOGIT + np.random.default_rng(3).normal(0, 0.5, N))
-    judged = Judged("purchase", DAY_MS, USER[few], SILENT[few], LABEL[few], worse[few], GOOD[few])
+    judged = Judged("purchase", DAY_MS, USER[few], PAST.where(few), LABEL[few], worse[few], GOOD[few])
     decision = decide([judged], windows=FRESHER, tolerance=Tolerance(min_outcomes=5), rng=np.random.default_rng(0))
     assert not decision.promote
     assert "may be worse" in decision.reason
@@ -139,19 +145,19 @@ def test_the_truth_is_calibrated(seed: int) -> None:
     user, logit, label = world(seed)
     few = user < 200
     constant = np.full(few.sum(), label[few].mean())
-    judged = Judged("purchase", DAY_MS, user[few], SILENT[few], label[few], sigmoid(logit)[few], constant)
+    judged = Judged("purchase", DAY_MS, user[few], PAST.where(few), label[few], sigmoid(logit)[few], constant)
     assert decide([judged], windows=FIRST, tolerance=Tolerance(max_ece=0.02), rng=np.random.default_rng(0)).promote
 
 
 def test_too_few_outcomes_decide_nothing() -> None:
-    judged = Judged("purchase", 7 * DAY_MS, USER, SILENT, np.arange(N) < 5, GOOD, WORSE)
+    judged = Judged("purchase", 7 * DAY_MS, USER, PAST, np.arange(N) < 5, GOOD, WORSE)
     decision = decide([judged], windows=FRESHER, tolerance=Tolerance(), rng=np.random.default_rng(0))
     assert not decision.promote
     assert "too few outcomes" in decision.reason
 
 
 def test_a_target_with_too_few_outcomes_may_not_be_ruined() -> None:
-    rare = Judged("purchase", 7 * DAY_MS, USER, SILENT, np.arange(N) < 5, np.full(N, 0.3) + 0.01 * GOOD, np.full(N, 0.002))
+    rare = Judged("purchase", 7 * DAY_MS, USER, PAST, np.arange(N) < 5, np.full(N, 0.3) + 0.01 * GOOD, np.full(N, 0.002))
     decision = decide([one(GOOD, WORSE, "churn"), rare], windows=FRESHER, tolerance=Tolerance(), rng=np.random.default_rng(0))
     assert not decision.promote
     assert "few as the outcomes are" in decision.reason
@@ -161,7 +167,7 @@ def test_freshness_alone_does_not_excuse_a_doubt_about_a_rare_target() -> None:
     """Too few to be judged, its users may have been harmed: who is better elsewhere passes, who is merely fresher does not."""
     few = USER < 20
     worse = sigmoid(LOGIT + np.random.default_rng(3).normal(0, 0.5, N))
-    rare = Judged("purchase", 7 * DAY_MS, USER[few], SILENT[few], LABEL[few], worse[few], GOOD[few])
+    rare = Judged("purchase", 7 * DAY_MS, USER[few], PAST.where(few), LABEL[few], worse[few], GOOD[few])
     same, better = (
         decide([one(GOOD, incumbent, "churn"), rare], windows=FRESHER, tolerance=Tolerance(), rng=np.random.default_rng(0))
         for incumbent in (GOOD, WORSE)
@@ -169,7 +175,7 @@ def test_freshness_alone_does_not_excuse_a_doubt_about_a_rare_target() -> None:
     assert not same.promote
     assert "purchase: log-loss may be worse" in same.reason
     assert better.promote
-    equal = Judged("purchase", 7 * DAY_MS, USER[few], SILENT[few], LABEL[few], GOOD[few], GOOD[few])
+    equal = Judged("purchase", 7 * DAY_MS, USER[few], PAST.where(few), LABEL[few], GOOD[few], GOOD[few])
     assert decide([one(GOOD, GOOD, "churn"), equal], windows=FRESHER, tolerance=Tolerance(), rng=np.random.default_rng(0)).promote
 
 
@@ -181,8 +187,8 @@ def test_one_bad_target_of_two_is_enough() -> None:
 
 
 def test_an_empty_window_is_rejected() -> None:
-    empty = np.zeros(0)
-    judged = Judged("purchase", DAY_MS, empty.astype(np.int64), empty.astype(bool), empty.astype(bool), empty, empty)
+    empty, none = np.zeros(0), np.zeros(0, np.int64)
+    judged = Judged("purchase", DAY_MS, none, Past(none, none, none), empty.astype(bool), empty, empty)
     assert not decide([judged], windows=FIRST, tolerance=Tolerance(), rng=np.random.default_rng(0)).promote
 
 
@@ -199,3 +205,65 @@ def test_auc_is_the_chance_of_the_right_order(pairs: list[tuple[bool, float]]) -
     assert ("auc" in measured) == bool(wins)
     if wins:
         assert measured["auc"] == pytest.approx(np.mean(wins), abs=1e-5)
+
+
+def shop(seed: int, users: int) -> tuple[np.ndarray, Past, Floats, np.ndarray]:  # type: ignore[type-arg]
+    """(user, past, true logit, label) of moments, in which regulars have many events, and leave seldom."""
+    rng = np.random.default_rng(seed)
+    count = np.ceil(rng.lognormal(1.8, 1.2, users)).astype(int).clip(1, 120)
+    user = np.repeat(np.arange(users), count)
+    n = len(user)
+    events = np.arange(n) - np.repeat(np.cumsum(count) - count, count) + 1
+    silent_ms = np.where(rng.random(n) < 0.3, 0, rng.exponential(2, n) * DAY_MS).astype(np.int64)
+    past = Past(events, (events * rng.exponential(1, n) * DAY_MS).astype(np.int64) + silent_ms, silent_ms)
+    logit = rng.normal(0, 1, users)[user] - 0.4 * np.log(events)
+    shared = rng.random(users)[user]  # the moments of one user come out much alike
+    return user, past, logit, np.where(rng.random(n) < 0.5, shared, rng.random(n)) < sigmoid(logit)
+
+
+def leaky(past: Past, logit: Floats, label: np.ndarray, tilt: float) -> Floats:  # type: ignore[type-arg]
+    """Regulars are said to be leaving, the others to stay, and the mean is right."""
+    tilted = logit + tilt * np.tanh(2 * np.log(past.events / 20))
+    levels = np.linspace(-3, 3, 601)
+    return sigmoid(tilted + levels[np.searchsorted([sigmoid(tilted + level).mean() for level in levels], label.mean())])
+
+
+def grouped(seed: int, users: int, challenger: str, incumbent: str, *, windows: Windows = FRESHER) -> Decision:
+    user, past, logit, label = shop(seed, users)
+    said = {"true": sigmoid(logit), "constant": np.full(len(user), label.mean())}
+    said |= {name: leaky(past, logit, label, tilt) for name, tilt in (("leaky", 0.9), ("leakier", 0.93))}
+    judged = Judged("churn", 30 * DAY_MS, user, past, label, said[challenger], said[incumbent])
+    return decide([judged], windows=windows, tolerance=Tolerance(), rng=np.random.default_rng(0))
+
+
+def test_a_right_mean_does_not_excuse_groups_that_are_wrong() -> None:
+    decision = grouped(0, 1500, "leaky", "constant", windows=FIRST)
+    assert not decision.promote
+    assert decision.reason == "churn: for users with 27 to 44 events, 23.9% came to pass where it expects 43.5%"  # and nothing else
+    mean = decision.figures["churn"]["calibration"]
+    assert mean["expected"] == pytest.approx(mean["observed"], abs=1e-3)
+    assert "for users with 27 to 44 events" in grouped(0, 1500, "leaky", "true").reason
+    assert grouped(0, 1500, "true", "constant", windows=FIRST).promote
+
+
+def test_a_champion_with_the_same_fault_does_not_block() -> None:
+    assert grouped(0, 1500, "leaky", "leaky").promote
+    assert "miscalibrated_groups" not in grouped(0, 1500, "leakier", "leaky").figures["churn"]
+    assert grouped(0, 1500, "true", "leaky").promote
+
+
+def test_a_small_window_says_nothing_about_groups() -> None:
+    for seed in range(20):
+        assert "miscalibrated_groups" not in grouped(seed, 60, "leaky", "true").figures["churn"]
+
+
+def test_noise_alone_convicts_no_group() -> None:
+    """Nor would it often if any error beyond noise were too much, in either target that is looked at."""
+    bounds, convicted = Bounds(standard_errors(2), users=30, cost=0), 0
+    for seed in range(100):
+        user, past, logit, label = shop(seed, 500)
+        assert not faults(past, user, label, sigmoid(logit), replace(bounds, cost=0.005))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(groups, "ODDS", 1.0)
+            convicted += bool(faults(past, user, label, sigmoid(logit), bounds))
+    assert convicted <= 5

@@ -77,8 +77,14 @@ def test_each_round_leaves_a_report_beside_its_model(history: History, tmp_path:
 
     assert not page.loads
     assert not re.search(r"https?:|@import|url\((?!#)", html)
-    assert page.tags.count("svg") == page.tags.count("figure") == 2 * 5 + 2 + 2
-    for heading in ("What was in the data", "purchase: purchase occurs within 4 days", "churn: event absent within", "Fitting, drift and"):
+    assert page.tags.count("svg") == page.tags.count("figure") == 2 * 8 + 2 + 2
+    for heading in (
+        "What was in the data",
+        "purchase: purchase occurs within 4 days",
+        "churn: event absent within",
+        "Calibration by group",
+        "Fitting, drift and",
+    ):
         assert heading in page.text
     assert outcome.reason in page.text
     assert "nan" not in page.text.lower()
@@ -90,6 +96,12 @@ def test_each_round_leaves_a_report_beside_its_model(history: History, tmp_path:
             assert set(own) == set(MEASURES)
             assert all(f["low"] <= f["high"] for f in own.values())
         assert 0 <= target["score_drift"] < 5
+        for kind in ("events", "tenure", "silence"):
+            own = [g for g in target["groups"] if g["kind"] == kind]
+            assert 5 <= len(own) <= 11
+            assert sum(g["moments"] for g in own) == target["moments"]
+            assert sum(g["moments"] * g["observed"]["value"] for g in own) == pytest.approx(target["positives"], rel=1e-3)
+            assert all(set(g["expected"]) == {"this model", "champion"} for g in own)
         assert target["measures"]["this model"]["auc"]["low"] > target["measures"]["constant hazard"]["auc"]["value"]
     events = facts["data"]
     assert sum(span["events"] for span in events.values()) == len(history)
@@ -173,6 +185,7 @@ def test_a_model_that_says_the_same_of_everybody(history: History, fitted: tuple
     found = about(history, broken(challenger, 0.0), settings, champion=challenger.model)
     assert found.facts["targets"]["churn"]["measures"]["this model"]["auc"]["value"] == 0.5
     assert "<svg" in report.to_html(found)
+    assert "Off beyond noise: for users silent for" in report.to_html(found)
 
 
 def test_outcomes_all_alike_leave_no_curve(history: History, fitted: tuple[Challenger, TrainerSettings]) -> None:

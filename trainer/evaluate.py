@@ -13,6 +13,7 @@ from model.artifact import Model
 from model.hazards import DAY_MS, horizon_weights
 from model.targets import Target, event_sets
 from trainer.dataset import ASKS, Landmarks, features, landmarks, statistics_after, thinned
+from trainer.groups import Past
 from trainer.history import History
 from trainer.material import Material, hidden_along
 
@@ -40,9 +41,11 @@ class Exam:
         return self.history.user[self.moments.event]
 
     @property
-    def silent(self) -> NDArray[np.bool_]:
-        """(L,) asked in a silence, not right after an event."""
-        return self.moments.at_ms > self.history.time_ms[self.moments.event]
+    def past(self) -> Past:
+        """(L,) what was known of the user by then."""
+        history, event, at_ms = self.history, self.moments.event, self.moments.at_ms
+        first = history.first[history.user[event]]
+        return Past(event - first + 1, at_ms - history.time_ms[first], at_ms - history.time_ms[event])
 
 
 def test_begin(test_ms: int, end_ms: int, champion_end_ms: int | None) -> int:

@@ -10,7 +10,10 @@ has to show that it does no harm (a non-inferiority test; Piaggio et al., JAMA 2
    target that has too few outcomes to be judged: such a one cannot clear anybody, but it can convict.
 4. Calibration, in every target, beyond noise: the mean error over bins (ECE), expected against observed outcomes, and the slope of a
    logistic recalibration (Cox, Biometrika 1958). A bound is stretched to what the champion itself reaches, for drift moves levels.
-5. A reason: better beyond noise in some target (Bonferroni over the targets), or no worse and fresher. Where freshness is all there is,
+5. Calibration by group, in every target: by number of events, tenure and silence, a group of enough users is not to be off by much,
+   beyond noise, unless the champion is as far off there (`trainer.groups`). A first model has no such excuse: the constant hazard, which
+   tells no group from another, is no measure of it.
+6. A reason: better beyond noise in some target (Bonferroni over the targets), or no worse and fresher. Where freshness is all there is,
    a target of few outcomes has to show no harm, too: heads fitted on shuffled events look no worse where churn alone can be judged.
 A first model has no champion before it. Its incumbent is the constant hazard, which it must beat beyond noise in at least one target.
 """
@@ -24,6 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.groups import Bounds, Past, faults, standard_errors
 from trainer.measures import ECE_BINS, EPSILON, Floats, WeightedAuc, losses, summary
 
 RESAMPLES = 200
@@ -67,16 +71,21 @@ class Windows:
 class Judged:
     """What came of one target, and what each model had said, all (N,) on the same moments.
 
-    user: who. label: what came to pass. silent: asked in a silence, not right after an event.
+    user: who. past: what was known of the user. label: what came to pass.
     """
 
     target: str
     horizon_ms: int
     user: NDArray[np.int64]
-    silent: NDArray[np.bool_]
+    past: Past
     label: NDArray[np.bool_]
     challenger: Floats
     incumbent: Floats
+
+    @property
+    def silent(self) -> NDArray[np.bool_]:
+        """Asked in a silence, not right after an event."""
+        return self.past.silent_ms > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +112,7 @@ def decide(judged: Sequence[Judged], *, windows: Windows, tolerance: Tolerance, 
     """The gate's decision."""
     first = windows.champion_end_ms is None
     incumbent = "the constant hazard" if first else "the champion"
-    confidence = 1 - (1 - CONFIDENCE) / max(len(judged), 1)
-    verdicts = [_verdict(j, tolerance, rng, first, confidence) for j in judged]
+    verdicts = [_verdict(j, tolerance, rng, first, len(judged)) for j in judged]
     figures = {j.target: v.figures for j, v in zip(judged, verdicts, strict=True)}
     if (windows.challenger_end_ms if windows.judges_end_ms is None else windows.judges_end_ms) > windows.test_ms:
         return Decision(False, "its training window reaches into the test window, so nothing it says there proves anything", figures)
@@ -134,7 +142,7 @@ def decide(judged: Sequence[Judged], *, windows: Windows, tolerance: Tolerance, 
     return Decision(True, f"{word} {incumbent}: {gains}", figures)
 
 
-def _verdict(judged: Judged, tolerance: Tolerance, rng: np.random.Generator, first: bool, confidence: float) -> _Verdict:
+def _verdict(judged: Judged, tolerance: Tolerance, rng: np.random.Generator, first: bool, targets: int) -> _Verdict:
     y, p, q = judged.label, judged.challenger, judged.incumbent
     incumbent = "the constant hazard" if first else "the champion"
     figures: dict[str, Any] = {"horizon_days": round(judged.horizon_ms / 86_400_000, 2), "moments": len(y), "positives": int(y.sum())}
@@ -181,7 +189,12 @@ def _verdict(judged: Judged, tolerance: Tolerance, rng: np.random.Generator, fir
         objections.append(f"{own.observed:.1%} came to pass where it expects {own.expected:.1%}")
     if own.steepness > max(np.log(FACTOR), before.steepness):
         objections.append(f"it is {'over' if own.slope < 1 else 'under'}confident: its log-odds have to be multiplied by {own.slope:.2f}")
-    return _Verdict(figures, tuple(objections), bool(np.quantile(loss, confidence) < 0), True)
+    bounds = Bounds(standard_errors(targets), tolerance.min_outcomes, tolerance.log_loss)
+    if wrong := faults(judged.past, judged.user, y, p, bounds, None if first else q):
+        figures["miscalibrated_groups"] = [fault.words for fault in wrong]
+        objections.append(wrong[0].words + (f", and {len(wrong) - 1} more groups are off" if len(wrong) > 1 else ""))
+    better = np.quantile(loss, 1 - (1 - CONFIDENCE) / targets) < 0
+    return _Verdict(figures, tuple(objections), bool(better), True)
 
 
 def _paired(judged: Judged, rng: np.random.Generator) -> dict[str, Floats]:

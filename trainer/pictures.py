@@ -19,6 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from model.hazards import DAY_MS
 from trainer import curves
 from trainer.drift import LARGE, SLIGHT
+from trainer.groups import Kind, Standing
 from trainer.measures import TOP, Booleans, Floats
 
 _INK = "#010203"  # stands for the page's text colour
@@ -105,6 +106,36 @@ def calibration(y: Booleans, said: Said) -> str:
         _label(axes, "mean prediction of a tenth of the moments", "share that came to pass", "upper left")
 
     return _svg(draw, "Calibration")
+
+
+def by_group(kind: Kind, standings: Sequence[Standing], highest: float) -> str:
+    """What came to pass in each group of a kind, with its interval, and what each model expected. highest: where the axis ends."""
+
+    def draw(axes: Axes) -> None:
+        place = np.arange(len(standings))
+        for name in standings[0].expected:
+            colour, dash = _OF_MODEL[name]
+            axes.plot([s.expected[name] for s in standings], place, color=colour, linestyle=dash, label=name, marker="o", markersize=3)
+        observed = [s.observed for s in standings]
+        bars = np.array([[o.value - o.low, o.high - o.value] for o in observed]).clip(0).T
+        axes.errorbar(
+            [o.value for o in observed],
+            place,
+            xerr=bars,
+            color=_INK,
+            linestyle="",
+            label="came to pass",
+            marker="|",
+            markersize=7,
+            elinewidth=0.9,
+        )
+        axes.set_yticks(place, [s.group.range for s in standings])
+        axes.set_ylim(len(standings) - 0.4, -0.6)
+        axes.set_xlim(0, highest)
+        axes.set_xlabel("share that came to pass, and mean prediction")
+        axes.legend(loc="lower right", bbox_to_anchor=(1.02, 0.99), ncols=3, borderpad=0, columnspacing=1.2)
+
+    return _svg(draw, f"Calibration by {kind}", left=0.33, top=0.92)
 
 
 def scores(said: Said) -> str:
@@ -196,10 +227,10 @@ def _span(samples: Iterable[Floats]) -> tuple[float, float]:
     return (low, high) if high - low > 0.1 else (low - 0.5, high + 0.5)
 
 
-def _svg(draw: Callable[[Axes], None], title: str, *, left: float = 0.14) -> str:
+def _svg(draw: Callable[[Axes], None], title: str, *, left: float = 0.14, top: float = 0.97) -> str:
     with mpl.rc_context(_RC):
         figure = Figure(figsize=(4.4, 3.3))
-        figure.subplots_adjust(left=left, right=0.97, bottom=0.14, top=0.97)  # matplotlib's own layout draws every picture twice
+        figure.subplots_adjust(left=left, right=0.97, bottom=0.14, top=top)  # matplotlib's own layout draws every picture twice
         draw(figure.add_subplot())
         out = io.StringIO()
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})

@@ -24,6 +24,7 @@ from trainer import drift, evaluate, measures, pictures, recency
 from trainer.challenger import Challenger, Split
 from trainer.dataset import NEVER_MS, Landmarks
 from trainer.evaluate import Exam
+from trainer.groups import Bounds, Kind, faults, standard_errors, standings
 from trainer.history import History, sample_users
 from trainer.inputs import write_file
 from trainer.judges import unseen_from
@@ -39,10 +40,11 @@ RESAMPLES = 200
 
 @dataclass(slots=True)
 class Report:
-    """facts: all that report.json holds. by_target, common: (caption, svg) of the pictures."""
+    """facts: all that report.json holds. by_target, by_group, common: (caption, svg) of the pictures, the first two of each target."""
 
     facts: dict[str, Any]
     by_target: dict[str, list[tuple[str, str]]]
+    by_group: dict[str, list[tuple[str, str]]]
     common: list[tuple[str, str]]
 
 
@@ -125,12 +127,16 @@ def _report(
             notes.append(f"{target.name} is judged over {_days(asked.horizon_ms)}: the window is too short for {_days(target.horizon_ms)}.")
 
     by_target: dict[str, list[tuple[str, str]]] = {}
+    by_group: dict[str, list[tuple[str, str]]] = {}
+    bounds = Bounds(standard_errors(len(targets)), settings.gate_min_outcomes, settings.gate_log_loss_tolerance)
     figures = {}
     for i, target in enumerate(exam.asked):
         split_at = len(earlier.rows[i])
         before = {name: p[i][:split_at] for name, p in said.items()}
         now = {name: p[i][split_at:] for name, p in said.items()}
-        figures[target.name], by_target[target.name] = _about_target(target, exam, earlier, i, before, now, rng)
+        about, by_target[target.name] = _about_target(target, exam, earlier, i, before, now, rng)
+        groups, by_group[target.name] = _about_groups(exam, i, {name: p for name, p in now.items() if name in about["measures"]}, bounds)
+        figures[target.name] = about | groups
     of_features = drift.of_features(history, windows.train_ms, windows.begin_ms, windows.end_ms)
     losses = {
         "validation": [*challenger.fitted.losses],
@@ -160,7 +166,7 @@ def _report(
             if all(np.isfinite(alive).all() for alive in by_user.values())
         ),
     ]
-    return Report(_plain(facts), by_target, common)
+    return Report(_plain(facts), by_target, by_group, common)
 
 
 def _about_target(
@@ -198,6 +204,28 @@ def _about_target(
         index = f": population stability index {drifted:.3f}" if np.isfinite(drifted) else ""
         drawn.append((f"Scores{' against the champion' if CHAMPION in learned else ''}{index}", pictures.scores(learned)))
     return facts, drawn
+
+
+def _about_groups(exam: Exam, i: int, said: dict[str, Floats], bounds: Bounds) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """Calibration of model and champion by group, and in which groups the model is off beyond noise, whatever the champion says there."""
+    row, y = exam.rows[i], exam.labels[i]
+    past, user = exam.past.where(row), exam.users[row]
+    learned = {name: p for name, p in said.items() if name in (MODEL, CHAMPION)}
+    off = [fault.words for fault in faults(past, user, y, said[MODEL], bounds)] if MODEL in said else []
+    by_group = standings(past, user, y, learned)
+    facts = {"groups": [standing.facts() for standing in by_group], "groups_off": off}
+    if not learned or not by_group:
+        return facts, []
+    highest = min(1.0, 1.05 * max(max(s.observed.high, *s.expected.values()) for s in by_group))
+    captions: dict[Kind, str] = {
+        "events": "the number of events so far",
+        "tenure": "the time since the first event",
+        "silence": "the time since the last event",
+    }
+    return facts, [
+        (f"By {caption}", pictures.by_group(kind, [s for s in by_group if s.group.kind == kind], highest))
+        for kind, caption in captions.items()
+    ]
 
 
 def _joined(a: Exam, b: Exam) -> Exam:
@@ -263,6 +291,7 @@ def to_html(report: Report) -> str:
     return template.render(
         report.facts,
         pictures=report.by_target,
+        by_group=report.by_group,
         common=report.common,
         measure_names=measures.MEASURES,
         higher=measures.HIGHER_IS_BETTER,

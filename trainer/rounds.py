@@ -261,7 +261,7 @@ def examine(
     if before is None:
         before = evaluate.constant_answers(exam, challenger.hazard_KB, settings.targets, candidate.manifest.edges_ms)
     judged = [
-        gate.Judged(t.name, t.horizon_ms, exam.users[row], exam.silent[row], label, p, q)
+        gate.Judged(t.name, t.horizon_ms, exam.users[row], exam.past.where(row), label, p, q)
         for t, row, label, p, q in zip(exam.asked, exam.rows, exam.labels, said, before, strict=True)
     ]
     tolerance = gate.Tolerance(
