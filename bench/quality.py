@@ -44,10 +44,10 @@ from model.settings import SettingsError
 from trainer.arguments import settings_of
 from trainer.backtest import said_by
 from trainer.cutoffs import Probabilities, Questions
-from trainer.fit import no_progress
 from trainer.history import History, from_table
 from trainer.offline import fit_model
 from trainer.settings import TrainerSettings
+from trainer.stage import no_progress
 
 JOURNEY = Path(__file__).resolve().parents[2] / "shared" / "evaluation" / "complete_journey"
 LONGEST_FIRST = ("phases", "bursts", "rhythm", "season", "marks", "shop", "journey", "lifelong", "rare", "single", "few")

@@ -69,6 +69,8 @@ def plain_batches(
     while True:
         if chunked:
             begins, ends = chunks(first, settings.chunk_events, rng)
+            order = rng.permutation(len(begins))
+            begins, ends = begins[order], ends[order]
         else:
             order = rng.permutation(len(first) - 1)
             begins, ends = first[order], first[order + 1]

@@ -16,7 +16,7 @@ WEEK_MS = HOURS * HOUR_MS
 SLOWEST, FASTEST = 0.05, 20.0
 """Paces that an hour may have, about."""
 SHRINKS = 100.0
-"""Visits an hour of the week by which its pace is drawn to what its weekday and its time of day say."""
+"""Visits by which the pace of an hour is drawn to that of its weekday and its time of day, and these to an even one."""
 
 
 class Clock:
@@ -49,10 +49,16 @@ def pace_of(user: NDArray[np.int64], time_ms: NDArray[np.int64]) -> NDArray[np.f
     hour = time_ms // HOUR_MS
     begins = np.r_[True, (np.diff(user) != 0) | (np.diff(hour) != 0)] if len(hour) else np.zeros(0, bool)
     visits_DH = np.bincount(hour[begins] % HOURS, minlength=HOURS).reshape(7, 24).astype(np.float64)
-    total = max(visits_DH.sum(), 1.0)
-    of_product_DH = visits_DH.sum(1, keepdims=True) * visits_DH.sum(0, keepdims=True) / total
-    of_product_DH = of_product_DH / total * HOURS if visits_DH.any() else np.ones((7, 24))
-    pace = ((visits_DH + SHRINKS * of_product_DH) / (total / HOURS + SHRINKS)).reshape(-1)
+    total = visits_DH.sum()
+    of_day_D1 = _shrunk(visits_DH.sum(1, keepdims=True), total / 7)
+    of_hour_1H = _shrunk(visits_DH.sum(0, keepdims=True), total / 24)
+    pace = ((visits_DH + SHRINKS * of_day_D1 * of_hour_1H) / (total / HOURS + SHRINKS)).reshape(-1)
     pace = np.clip(pace, SLOWEST, FASTEST)
     even: NDArray[np.float64] = pace / pace.mean()
     return even
+
+
+def _shrunk(visits: NDArray[np.float64], even: float) -> NDArray[np.float64]:
+    """Visits over what an even pace would have seen, drawn to 1."""
+    shrunk: NDArray[np.float64] = (visits + SHRINKS) / (even + SHRINKS)
+    return shrunk

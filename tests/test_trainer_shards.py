@@ -108,6 +108,7 @@ def test_a_kept_part_is_what_it_was() -> None:
     part = Part(
         *(torch.arange(n) for n in (3, 5)),
         torch.rand(5),
+        torch.arange(5),
         *(torch.arange(4) for _ in range(3)),
         torch.rand(4, 3),
         torch.rand(5, 7),

@@ -69,13 +69,13 @@ class Member:
 def members_of(network: Network) -> tuple[Member, ...]:
     """Who is on the committee."""
     if network.encoder.belief is None:
-        return (Member(True, False, False, 1.0), Member(False, False, False, 4.0), Member(False, False, False, 2.0, 0.25))
+        return (Member(True, False, False, 1.0), Member(False, False, False, 4.0), Member(False, False, False, 2.0, 0.5))
     return (
         Member(True, True, True, 1.0),
-        Member(True, True, False, 1.0),
+        Member(True, True, False, 4.0),
         Member(False, True, False, 2.0),
         Member(False, False, False, 4.0),
-        Member(False, True, True, 2.0, 0.25),
+        Member(False, True, True, 2.0, 0.5),
     )
 
 
@@ -236,8 +236,7 @@ def _trained(committee: Committee, feed: Feed, passes: int, words: str, run: Run
     for number in range(passes):
         committee.train()
         for share, asked, batch_weight in feed.one_pass(taken):
-            run.check()
-            if run.over():
+            if not run.goes_on():
                 break
             set_step_size(optimizer, peak * learning_rate_share((number + share) / passes))
             _step(committee, asked, objective, optimizer, batch_weight, feed.window_ms, run)
@@ -258,12 +257,12 @@ def _step(
     """All members at once, each by its own objective. batch_weight: of a batch's moments, in the mean."""
     optimizer.zero_grad(set_to_none=True)
     if len(asked):
-        losses = []
+        losses, outcomes = [], objective.outcomes(asked.event_LKB, asked.mask_LKB, asked.observed_L)
         for member, logits_LKB in zip(committee.members, committee(asked.inputs_LF, asked.base_LX), strict=True):
             weight_L = asked.weight_L / batch_weight
             if member.half_life:  # what was observed of a moment is its age
                 weight_L = weight_L * torch.exp2(-asked.observed_L / (member.half_life * window_ms))
-            losses.append(objective(logits_LKB, asked.event_LKB, asked.mask_LKB, asked.observed_L, member.asked) @ weight_L)
+            losses.append(objective(logits_LKB, outcomes, member.asked) @ weight_L)
         torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
     parameters = [*committee.parameters()]
     run.team.average_gradients(parameters, torch.tensor(batch_weight, device=committee.seen_UF.device))

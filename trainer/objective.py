@@ -11,11 +11,22 @@ Axis letters: L moments, K event sets, B bins, T targets.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 from model.targets import Target
+
+
+@dataclass(frozen=True, slots=True)
+class Outcomes:
+    """What came of L moments. event, mask: (L, K, B) the likelihood's terms. occurs, closed: a tensor (L,) for each target."""
+
+    event_LKB: torch.Tensor
+    mask_LKB: torch.Tensor
+    occurs: tuple[torch.Tensor, ...]
+    closed: tuple[torch.Tensor, ...]
 
 
 class Objective:
@@ -25,23 +36,23 @@ class Objective:
         known, edges = [tuple(s) for s in sets], list(edges_ms)
         self._asked = [(known.index(t.types), edges.index(t.horizon_ms) + 1, t.horizon_ms) for t in targets]
 
-    def __call__(
-        self, logits_LKB: torch.Tensor, event_LKB: torch.Tensor, mask_LKB: torch.Tensor, observed_L: torch.Tensor, asked: float
-    ) -> torch.Tensor:
-        """(L,) loss of each moment, in nats. asked: weight of the targets' cross-entropies beside the likelihood."""
-        loss_L = negative_log_likelihood(logits_LKB, event_LKB, mask_LKB)
-        return loss_L + asked * self._of_targets(logits_LKB, event_LKB, observed_L) if asked else loss_L
+    def outcomes(self, event_LKB: torch.Tensor, mask_LKB: torch.Tensor, observed_L: torch.Tensor) -> Outcomes:
+        """Of moments, from the likelihood's terms (`model.hazards.log_likelihood_terms`) and the time under observation in ms."""
+        occurs = tuple(event_LKB[:, k, :bins].bool().any(1) for k, bins, _ in self._asked)
+        closed = tuple((observed_L >= horizon_ms).float() for _, _, horizon_ms in self._asked)
+        return Outcomes(event_LKB.float(), mask_LKB.float(), occurs, closed)
 
-    def _of_targets(self, logits_LKB: torch.Tensor, event_LKB: torch.Tensor, observed_L: torch.Tensor) -> torch.Tensor:
-        """(L,) cross-entropies of all targets whose horizon had closed when the observation ended."""
-        loss_L = torch.zeros_like(logits_LKB[:, 0, 0])
-        for k, bins, horizon_ms in self._asked:
+    def __call__(self, logits_LKB: torch.Tensor, outcomes: Outcomes, asked: float) -> torch.Tensor:
+        """(L,) loss of each moment, in nats. asked: weight of the targets' cross-entropies beside the likelihood."""
+        terms_LKB = binary_cross_entropy_with_logits(logits_LKB, outcomes.event_LKB, outcomes.mask_LKB, reduction="none")
+        loss_L = terms_LKB.sum((1, 2))
+        for (k, bins, _), occurs_L, closed_L in zip(self._asked, outcomes.occurs, outcomes.closed, strict=True):
             until_L = softplus(logits_LKB[:, k, :bins]).sum(1)  # -log P(no event within the horizon)
-            occurs_L = event_LKB[:, k, :bins].bool().any(1)
-            loss_L = loss_L + torch.where(occurs_L, -torch.log(-torch.expm1(-until_L) + 1e-7), until_L) * (observed_L >= horizon_ms)
+            of_target_L = torch.where(occurs_L, -torch.log(-torch.expm1(-until_L) + 1e-7), until_L)
+            loss_L = loss_L + asked * of_target_L * closed_L
         return loss_L
 
 
 def negative_log_likelihood(logits_LKB: torch.Tensor, event_LKB: torch.Tensor, mask_LKB: torch.Tensor) -> torch.Tensor:
     """(L,) of the waits (`model.hazards.log_likelihood_terms`)."""
-    return (binary_cross_entropy_with_logits(logits_LKB, event_LKB.float(), reduction="none") * mask_LKB).sum((1, 2))
+    return binary_cross_entropy_with_logits(logits_LKB, event_LKB.float(), mask_LKB.float(), reduction="none").sum((1, 2))

@@ -38,19 +38,17 @@ class Run:
     begin: float
     team: Team
 
-    def check(self) -> None:
-        """Raises Stopped where any of the processes has been told to."""
-        if self.team.most(self.stopping()):
+    def goes_on(self, share: float = 1.0) -> bool:
+        """Whether less than this share of the time budget is spent, by every process. Raises Stopped where any of them has been told to."""
+        said = self.team.most(2 * self.stopping() + (self.spent > share))
+        if said >= 2:
             raise Stopped
+        return said == 0
 
     @property
     def spent(self) -> float:
         """Share of the time budget that is spent."""
         return (self.clock() - self.begin) / self.settings.round_budget_seconds
-
-    def over(self, share: float = 1.0) -> bool:
-        """Whether so much of the time budget is spent, by any of the processes."""
-        return bool(self.team.most(self.spent > share))
 
 
 def adam(parameters: Sequence[nn.Parameter], weight_decay: float, step_size: float) -> torch.optim.Optimizer:

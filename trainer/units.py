@@ -23,7 +23,7 @@ from trainer.parts import Part, Parts
 from trainer.recurrence import hidden_states
 from trainer.stage import Run, adam, learning_rate_share, set_step_size
 
-LEAST_BATCHES = 64
+LEAST_BATCHES = 32
 """Batches of a pass: a short history gets smaller batches, or it would be fitted in a handful of steps."""
 LEAST_BATCH = 64
 """Events in a batch, of however short a history."""
@@ -46,7 +46,7 @@ class Passes:
     why: str
 
 
-class _Streams:
+class PartStreams:
     """The chunks of one part, and the states that they carry from pass to pass. count: batches of a pass."""
 
     def __init__(self, part: Part, network: Network, batch_events: int, run: Run) -> None:
@@ -69,12 +69,12 @@ class _Pass:
         self._optimizer = adam(fitted, settings.weight_decay, self._peak)
         events = 0
         for number in range(len(train)):
-            run.check()
+            run.goes_on()
             run.progress(0.0, f"preparing shard {number + 1} of {len(train)}")
             events += len(train[number].slot_E)
         (in_all,) = run.team.total(events)
         batch_events = max(1, min(settings.batch_events, max(int(in_all) // LEAST_BATCHES, LEAST_BATCH)) // run.team.size)
-        self._streams = [_Streams(train[number], network, batch_events, run) for number in range(len(train))]
+        self._streams = [PartStreams(train[number], network, batch_events, run) for number in range(len(train))]
 
     def __call__(self, begun: float, share: float, words: str) -> tuple[float, float]:
         """A pass that is `share` of the fitting, of which `begun` is done: (mean loss of a moment, events trained on a second)."""
@@ -84,8 +84,7 @@ class _Pass:
         for i, number in enumerate(order):
             part, streams = self._train[number], self._streams[number]
             for j, batch in enumerate(streams.packer.batches(streams.count, run.rng, streams.asked_share)):
-                run.check()
-                if run.over(BUDGET_SHARE):
+                if not run.goes_on(BUDGET_SHARE):
                     break
                 done = begun + share * (i + j / streams.count) / len(order)
                 set_step_size(self._optimizer, self._peak * learning_rate_share(done))
@@ -117,7 +116,7 @@ def fit_units(network: Network, train: Parts, validation: Sequence[Material], ru
         run.progress((epoch + 1) / planned, f"pass {epoch + 1}: validation loss {loss:.4f}")
         if loss < best_loss:
             best_loss, best, best_pass = loss, copy.deepcopy(network.state_dict()), epoch + 1
-        if run.over(BUDGET_SHARE) or epoch + 1 == planned < epochs:
+        if not run.goes_on(BUDGET_SHARE) or epoch + 1 == planned < epochs:
             out.why = f"the budget of {settings.round_budget_seconds:.0f} s is spent"
             break
         if epoch + 1 - best_pass >= settings.patience:
@@ -138,7 +137,7 @@ def mean_loss(network: Network, validation: Sequence[Material], team: Team = ALO
 
 
 def _step(
-    network: Network, part: Part, batch: Batch, streams: _Streams, optimizer: torch.optim.Optimizer, run: Run
+    network: Network, part: Part, batch: Batch, streams: PartStreams, optimizer: torch.optim.Optimizer, run: Run
 ) -> tuple[torch.Tensor, ...]:
     """(the batch's loss times its weight, its weight) in one tensor, left on its device; () of a batch that asks nothing."""
     if not len(batch.events) and run.team.size == 1:
