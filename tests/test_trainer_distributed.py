@@ -120,7 +120,7 @@ def test_two_processes_end_with_one_model(tmp_path: Path) -> None:
         losses, train_losses, window = about
         assert window == one.model.manifest.window
         assert train_losses[-1] == pytest.approx(one.fitted.train_losses[-1], rel=0.1)
-        assert losses[-1] == pytest.approx(one.fitted.losses[-1], rel=0.25)  # of some dozens of users who are held out, and not the same
+        assert min(losses) == pytest.approx(min(one.fitted.losses), rel=0.25)  # of some dozens of users who are held out, and not the same
 
 
 def torchrun(tmp_path: Path, **changes: Any) -> subprocess.Popen[str]:

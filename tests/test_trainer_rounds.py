@@ -45,16 +45,6 @@ def hold(tmp_path: Path) -> Callable[..., Outcome]:
     return hold
 
 
-def test_a_refit_learns_from_the_validation_days_too(hold: Callable[..., Outcome], tmp_path: Path) -> None:
-    registry, history = Registry(str(tmp_path / "registry")), shop_history(users=100, days=20)
-    plain, refitted = (hold(history, epochs=1, min_users=50, min_events=100, refit=refit) for refit in (False, True))
-    assert plain.version
-    assert refitted.version
-    one, two = registry.load(plain.version), registry.load(refitted.version)
-    assert one.manifest.window == two.manifest.window
-    assert one.manifest.base_hazards != two.manifest.base_hazards  # of the training days, and of all up to the test's
-
-
 def crown(folder: Path, outcome: Outcome) -> str:
     """Promote whatever came of a round that was kept short."""
     assert outcome.version

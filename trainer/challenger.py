@@ -132,7 +132,7 @@ def train(
     with metrics.timed("fit"):
         whole = partial(parts, split.test_ms, learners=False)
         fitted = fit(network, training, (newest, of_others), settings, whole, warm=warm, progress=progress, stopping=stopping, team=team)
-    metrics.validation_loss.set(fitted.losses[-1])
+    metrics.validation_loss.set(min(fitted.losses))
     logger.info("fitted in %.1f s, %d passes: %s", fitted.seconds, len(fitted.train_losses), fitted.why)
     users, known_events = (int(n) for n in team.total(*map(sum, zip(*known_before.values(), strict=True))))
     manifest = Manifest(

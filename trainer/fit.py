@@ -29,7 +29,7 @@ from trainer.parts import Parts
 from trainer.settings import TrainerSettings
 from trainer.stage import Progress, Run, Stopped, no_progress
 from trainer.standard import standardised
-from trainer.units import fit_units, mean_loss
+from trainer.units import fit_units
 
 BELIEF_SHARE = 0.3
 """Of the time budget, for the belief cell."""
@@ -39,8 +39,7 @@ BELIEF_SHARE = 0.3
 class Fitted:
     """What came of a fitting. The network holds the weights that were kept.
 
-    losses: validation loss before the first pass over the streams, after each, and at last that of the heads that were kept.
-    train_losses, pass_speeds: as in `units.Passes`.
+    losses, train_losses, pass_speeds: of the passes over the streams, as in `units.Passes`.
     """
 
     losses: list[float]
@@ -80,8 +79,7 @@ def fit(
         passes = fit_units(network, parts, panels, run)
         fit_heads(network, parts, panels, whole, run, hazard_KB)
     network.eval()
-    losses = [*passes.losses, mean_loss(network, panels, team)]
-    return Fitted(losses, clock() - run.begin, passes.why, passes.train_losses, passes.speeds)
+    return Fitted(passes.losses, clock() - run.begin, passes.why, passes.train_losses, passes.speeds)
 
 
 def _fit_belief(network: Network, train: Parts, run: Run) -> None:

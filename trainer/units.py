@@ -27,6 +27,8 @@ LEAST_BATCHES = 32
 """Batches of a pass: a short history gets smaller batches, or it would be fitted in a handful of steps."""
 LEAST_BATCH = 64
 """Events in a batch, of however short a history."""
+STEPS, LEAST_PASSES = 1500, 5
+"""Steps in all, about, unless that were fewer passes than these, or more than `epochs`: a long history needs fewer passes."""
 ASKED_AN_EVENT = 3
 """Moments asked in a pass, for one event: more would cost time, and tell the units little."""
 BUDGET_SHARE = 0.75
@@ -75,6 +77,7 @@ class _Pass:
         (in_all,) = run.team.total(events)
         batch_events = max(1, min(settings.batch_events, max(int(in_all) // LEAST_BATCHES, LEAST_BATCH)) // run.team.size)
         self._streams = [PartStreams(train[number], network, batch_events, run) for number in range(len(train))]
+        self.batches = sum(streams.count for streams in self._streams)
 
     def __call__(self, begun: float, share: float, words: str) -> tuple[float, float]:
         """A pass that is `share` of the fitting, of which `begun` is done: (mean loss of a moment, events trained on a second)."""
@@ -98,8 +101,8 @@ class _Pass:
 
 def fit_units(network: Network, train: Parts, validation: Sequence[Material], run: Run) -> Passes:
     """Fit the recurrent units and leave the network with the weights that did best on `validation`."""
-    settings, epochs = run.settings, run.settings.epochs
-    one_pass = _Pass(network, train, run)
+    settings, one_pass = run.settings, _Pass(network, train, run)
+    epochs = min(settings.epochs, max(LEAST_PASSES, round(STEPS / max(one_pass.batches, 1))))
     best_loss = mean_loss(network, validation, run.team) if run.warm else float("inf")
     best, best_pass = copy.deepcopy(network.state_dict()), 0
     out = Passes([best_loss], [], [], f"all {epochs} passes done")
