@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -46,6 +47,10 @@ LEAST_PASSES, MOST_STEPS = 3, 3500
 STEP_SIZE, WARM_STEP_SIZE = 2e-3, 1e-3
 UNITS = 24
 """Of each member, until it is chosen."""
+TRIED_SHARE = 0.8
+"""Of the time budget, at the end of which the mixture is chosen."""
+TIMED_STEPS = 20
+"""Steps after which it is clear how many the budget lasts for."""
 LEAST_SHARE = 0.05
 """Of a mixture, below which a member is not worth its units."""
 
@@ -174,35 +179,41 @@ def fit_heads(
     network.eval()
     jury = Jury(network, validation, train.believe, run)
     (heard,) = jury.hear(lambda inputs_LF, base_LX: [_of_head(network, inputs_LF, base_LX)])
-    feed, members = Feed(network, train, run), members_of(network)
-    committee = _committee(network, members, [UNITS] * len(members), feed.scale(), hazard_KB, run)
-    passes, before = _passes(feed, run), jury.loss(heard)
-    loss_M = [jury.loss(logits) for logits in jury.hear(committee)]
+    feed, members, size = Feed(network, train, run), members_of(network), min(UNITS, network.shape.head)
+    committee = _committee(network, members, [size] * len(members), feed.scale(), hazard_KB, run)
+    before, loss_M = jury.loss(heard), [jury.loss(logits) for logits in jury.hear(committee)]
     best, best_pass = [copy.deepcopy(committee.state_dict())] * len(members), [0] * len(members)
-    for number in _trained(committee, feed, passes, "heads", run):
+    begun = run.spent
+    for number in _trained(committee, feed, _passes(feed, run), TRIED_SHARE, "heads", run):
         for m, logits in enumerate(jury.hear(committee)):
             if (loss := jury.loss(logits)) < loss_M[m]:
                 loss_M[m], best[m], best_pass[m] = loss, copy.deepcopy(committee.state_dict()), number
+    took = run.spent - begun
     committee.recall(best)
     share_M, loss = jury.mixture(jury.hear(committee))
     said = ", ".join(f"{s:.2f} of {one:.4f} in pass {p}" for s, one, p in zip(share_M, loss_M, best_pass, strict=True))
     logger.info("heads: log-loss %.4f of a mixture (%s), %.4f before", loss, said, before)
     if loss >= before:
         return
-    chosen = [m for m, share in enumerate(share_M) if share > LEAST_SHARE]
-    shares = (share_M[chosen] / share_M[chosen].sum()).tolist()
-    members = tuple(members[m] for m in chosen)
-    passes = round(sum(share * best_pass[m] for share, m in zip(shares, chosen, strict=True)))
-    units = np.diff(np.round(np.cumsum([0, *shares]) * network.shape.head).astype(int)).tolist()
+    chosen = np.sort(np.argsort(-share_M, kind="stable")[: network.shape.head // size])
+    chosen = chosen[share_M[chosen] > LEAST_SHARE]
+    share_M = np.where(np.isin(np.arange(len(members)), chosen), share_M, 0)
+    share_M /= share_M.sum()
+    if not run.team.first_says(run.spent + took / 2 < 1):
+        logger.info("heads: there is no time left to fit those chosen anew")
+        committee.merge(network, share_M.tolist())
+        return
+    passes = max(round(float(share_M @ best_pass)), 1)
     if whole is not None:
         believe, train = train.believe, whole()
         train.believe = believe
         feed = Feed(network, train, run)
-    committee = _committee(network, members, units, feed.scale(), hazard_KB, run)
-    for _ in _trained(committee, feed, passes, "chosen heads", run):
+    shares = share_M[chosen]
+    units = np.diff(np.round(np.cumsum([0, *shares]) * network.shape.head).astype(int)).tolist()
+    committee = _committee(network, [members[m] for m in chosen], units, feed.scale(), hazard_KB, run)
+    for _ in _trained(committee, feed, passes, math.inf, "chosen heads", run):
         pass
-    committee.eval()
-    committee.merge(network, shares)
+    committee.merge(network, shares.tolist())
 
 
 def _of_head(network: Network, inputs_LF: torch.Tensor, base_LX: torch.Tensor | None) -> torch.Tensor:
@@ -226,23 +237,32 @@ def _passes(feed: Feed, run: Run) -> int:
     return min(run.settings.epochs, max(round(STEPS / feed.batches), LEAST_PASSES))
 
 
-def _trained(committee: Committee, feed: Feed, passes: int, words: str, run: Run) -> Iterator[int]:
-    """Train for so many passes; the number of each, when it is done, from 1."""
+def _trained(committee: Committee, feed: Feed, passes: int, until: float, words: str, run: Run) -> Iterator[int]:
+    """Train for so many passes; the number of each, when it is done, from 1. Fewer steps, where the first ones show that they do not last
+    for this share of the time budget: the step size must come down in any case."""
     settings = run.settings
     objective = Objective(settings.targets, event_sets(settings.targets), grid(settings.targets))
     peak = WARM_STEP_SIZE if run.warm else STEP_SIZE
     optimizer = adam([*committee.parameters()], settings.weight_decay, peak)
     taken = min(1.0, MOST_STEPS / max(passes * feed.batches, 1.0))
+    begun, steps, planned = run.spent, 0, max(passes * feed.count(taken), 1)
     for number in range(passes):
         committee.train()
-        for share, asked, batch_weight in feed.one_pass(taken):
-            if not run.goes_on():
+        for asked, batch_weight in feed.one_pass(taken):
+            run.goes_on()
+            if steps >= planned:
                 break
-            set_step_size(optimizer, peak * learning_rate_share((number + share) / passes))
+            set_step_size(optimizer, peak * learning_rate_share(steps / planned))
             _step(committee, asked, objective, optimizer, batch_weight, feed.window_ms, run)
+            steps += 1
+            if steps == TIMED_STEPS:
+                last = (until - run.spent) / max((run.spent - begun) / steps, 1e-9)
+                planned = run.team.first_says(int(min(planned, steps + max(last, 0))))
         committee.eval()
-        run.progress((number + 1) / passes, f"{words}, pass {number + 1} of {passes}")
+        run.progress(steps / planned, f"{words}, pass {number + 1} of {passes}")
         yield number + 1
+        if steps >= planned:
+            return
 
 
 def _step(

@@ -91,8 +91,8 @@ def about_round(
 def about_fit(history: History, split: Split, challenger: Challenger, settings: TrainerSettings) -> Report:
     """The report of a fit, which keeps no test window: judged on the validation window."""
     notes = [
-        "Judged on the validation window, the newest there is. The heads have at last learnt from it, too: its figures are favourable, and what "
-        "`backtest` says is not."
+        "Judged on the validation window, the newest there is. The heads have at last learnt from it, too: its figures are favourable, and "
+        "those of `backtest` are not."
     ]
     windows = _Windows(split.begin_ms, split.validation_ms, split.test_ms)
     verdict = f"Fitted, and kept for what was best on validation: {challenger.fitted.why}. No gate was asked."

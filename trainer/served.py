@@ -125,14 +125,18 @@ class Feed:
         self._run.team.share(mean_F, deviation_F)
         return Standardise(mean_F, deviation_F)
 
-    def one_pass(self, share: float) -> Iterator[tuple[float, Asked, float]]:
-        """Over this share of the moments, in random order: (what is done of it, the moments of a batch, their weight in the mean)."""
+    def count(self, share: float) -> int:
+        """Batches of a pass over this share of the moments."""
+        return sum(self._run.team.most(-(-math.ceil(share * size) // self._batch)) for size in self._sizes)
+
+    def one_pass(self, share: float) -> Iterator[tuple[Asked, float]]:
+        """Over this share of the moments, in random order: (the moments of a batch, their weight in the mean)."""
         team, rng = self._run.team, self._run.rng
         order = team.first_says(rng.permutation(len(self._sizes)).tolist())
-        for i, number in enumerate(order):
+        for number in order:
             served = self._served(number)
             chosen = rng.permutation(len(served))[: math.ceil(share * len(served))]
             count = team.most(-(-len(chosen) // self._batch))
             batch_weight = served.mean_weight * len(chosen) / max(count, 1)
-            for j, rows in enumerate(np.array_split(chosen, count) if count else []):
-                yield (i + j / count) / len(order), served(torch.from_numpy(rows)), batch_weight
+            for rows in np.array_split(chosen, count) if count else []:
+                yield served(torch.from_numpy(rows)), batch_weight

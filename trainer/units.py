@@ -31,7 +31,7 @@ STEPS, LEAST_PASSES = 1500, 5
 """Steps in all, about, unless that were fewer passes than these, or more than `epochs`: a long history needs fewer passes."""
 ASKED_AN_EVENT = 3
 """Moments asked in a pass, for one event: more would cost time, and tell the units little."""
-BUDGET_SHARE = 0.75
+BUDGET_SHARE = 0.6
 """Of the time budget, at the end of which the last pass ends."""
 
 
