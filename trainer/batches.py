@@ -108,6 +108,7 @@ class Carried:
 
     def __init__(self, continues: NDArray[np.bool_], size: int) -> None:
         nobody = len(continues)  # a row of zeros
+        self.size = size
         self._before = torch.from_numpy(np.where(continues, np.arange(nobody) - 1, nobody))
         self._state = torch.zeros(nobody + 1, size)
 

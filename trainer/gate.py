@@ -10,9 +10,8 @@ has to show that it does no harm (a non-inferiority test; Piaggio et al., JAMA 2
    target that has too few outcomes to be judged: such a one cannot clear anybody, but it can convict.
 4. Calibration, in every target, beyond noise: the mean error over bins (ECE), expected against observed outcomes, and the slope of a
    logistic recalibration (Cox, Biometrika 1958). A bound is stretched to what the champion itself reaches, for drift moves levels.
-5. Calibration by group, in every target: by number of events, tenure and silence, a group of enough users is not to be off by much,
-   beyond noise, unless the champion is as far off there (`trainer.groups`). A first model has no such excuse: the constant hazard, which
-   tells no group from another, is no measure of it.
+5. Calibration by group, in every target, beyond noise: by number of events, tenure and silence (`trainer.groups`). The bound is stretched
+   by the champion's own error in the same group. A first model's is not: the constant hazard tells no group from another.
 6. A reason: better beyond noise in some target (Bonferroni over the targets), or no worse and fresher. Where freshness is all there is,
    a target of few outcomes has to show no harm, too: heads fitted on shuffled events look no worse where churn alone can be judged.
 A first model has no champion before it. Its incumbent is the constant hazard, which it must beat beyond noise in at least one target.

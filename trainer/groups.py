@@ -5,9 +5,8 @@ group is a tenth of the moments by one of the three; equal values share one, and
 
 A model is miscalibrated in a group where observed and expected outcomes differ
 1. beyond noise: by more than the standard errors of all groups and targets together allow (Bonferroni), those of sums over users;
-2. by much: what remains beyond noise is a factor of ODDS in the odds, and the error in the level costs the group more log-loss than is
-   tolerated, and more than the incumbent's costs it. The first alone would convict a forecast of 0.6% where 0.3% come to pass, the second
-   one of 50% where 56% do.
+2. by much: what remains beyond noise is a factor of ODDS in the odds, and costs the group more log-loss than is tolerated on top of what
+   the incumbent's own error costs it. The odds alone would convict a forecast of 0.6% where 0.3% come to pass.
 A group counts only with enough users with and without an outcome.
 """
 
