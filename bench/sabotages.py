@@ -92,9 +92,11 @@ def _only_long_ones(first: NDArray[np.int64], size: int, rng: np.random.Generato
 
 
 def _cut_where_long(shop: Shop) -> Challenger:
-    """Fitted on streams of which only those that turn out long are cut, each piece from nothing, under the heads that learnt from these. The
-    streams of these shops are short, and so are the pieces. All users are learnt from, several times over in one pass: after several
-    passes the validation days would choose a model that has not learnt it yet."""
+    """Fitted on streams of which only those that turn out long are cut, each piece from nothing, under the heads that learnt from these.
+
+    The streams of these shops are short, and so are the pieces. All users are learnt from, several times over in one pass: after several
+    passes the validation days would choose a model that has not learnt it yet.
+    """
     copies = _copies(shop.history, max(1, 400_000 // len(shop.history)))
     from_nothing = patch.object(Carried, "before", lambda carried, chunk: torch.zeros(len(chunk), carried.size))
     with patch.object(batches, "chunks", _only_long_ones), from_nothing, patch.object(fit, "fit_heads", lambda *_: None):
