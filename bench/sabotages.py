@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import astuple, replace
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ from numpy.typing import NDArray
 from bench.challengers import START_MS, Bout, Shop, Size
 from demo.shop import DAY_MS
 from model.belief import Belief
+from trainer import batches
+from trainer.batches import chunks
 from trainer.challenger import Challenger, Split
 from trainer.cutoffs import occurred
 from trainer.history import History
@@ -76,6 +79,40 @@ def _hours_for_days(shop: Shop) -> Challenger:
     challenger = shop.fitted(replace(shop.sample, time_ms=scaled(shop.sample.time_ms)), split)
     challenger.model.manifest.window = shop.good.model.manifest.window
     return challenger
+
+
+def _only_long_ones(first: NDArray[np.int64], size: int, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """As `trainer.batches.chunks`, but a stream of `size` events or fewer stays whole, and so tells that no more are to come."""
+    begins, ends = chunks(first, size, rng)
+    user = np.searchsorted(first, begins, side="right") - 1
+    whole = np.diff(first) <= size
+    kept = ~whole[user] | (begins == first[user])
+    begins, user = begins[kept], user[kept]
+    return begins, np.where(whole[user], first[user + 1], ends[kept])
+
+
+def _cut_where_long(shop: Shop) -> Challenger:
+    """Fitted on streams of which only those that turn out long are cut. The streams of these shops are short, and so are the pieces. All
+    users are learnt from, several times over in one pass: after several passes the validation days would choose one that has not learnt
+    it yet. Fitted like this with the trainer's own cut, a model without a cell is better than its champion."""
+    copies = _copies(shop.history, max(1, 400_000 // len(shop.history)))
+    with patch.object(batches, "chunks", _only_long_ones):
+        return shop.fitted(copies, epochs=1, chunk_events=8, batch_events=128)
+
+
+def _copies(history: History, count: int) -> History:
+    """Each user so many times."""
+    events, users = len(history), history.users
+    names = ("time_ms", "type_hash", "item_hash", "category_hash", "session_hash", "value")
+    copy = np.arange(count)[:, None]
+    return replace(
+        history,
+        first=np.append(history.first[:-1] + events * copy, events * count),
+        user=(history.user + users * copy).ravel(),
+        types={name: n * count for name, n in history.types.items()},
+        user_ids=history.user_ids * count,
+        **{name: np.tile(getattr(history, name), count) for name in names},
+    )
 
 
 def _raised(challenger: Challenger) -> Challenger:
@@ -144,6 +181,7 @@ SABOTAGES: dict[str, Sabotage] = {
     "truncated training": lambda shop: shop.fitted(epochs=1, learning_rate=2e-4, belief_steps=10),
     "few users": lambda shop: shop.fitted(shop.share(0.007)),
     "hours taken for days": _hours_for_days,
+    "cut where long": _cut_where_long,
     "NaN weights": _altered(lambda c: _last(c).weight[0, 0].fill_(torch.nan)),
     "too high": _altered(lambda c: _last(c).bias.add_(0.7)),
     "saturated": _altered(lambda c: _last(c).bias.fill_(-40)),
