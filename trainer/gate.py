@@ -191,7 +191,8 @@ def _verdict(judged: Judged, tolerance: Tolerance, rng: np.random.Generator, fir
     bounds = Bounds(standard_errors(targets), tolerance.min_outcomes, tolerance.log_loss)
     if wrong := faults(judged.past, judged.user, y, p, bounds, None if first else q):
         figures["miscalibrated_groups"] = [fault.words for fault in wrong]
-        objections.append(wrong[0].words + (f", and {len(wrong) - 1} more groups are off" if len(wrong) > 1 else ""))
+        more = len(wrong) - 1
+        objections.append(wrong[0].words + (f", and {more} more group{' is' if more == 1 else 's are'} off" if more else ""))
     better = np.quantile(loss, 1 - (1 - CONFIDENCE) / targets) < 0
     return _Verdict(figures, tuple(objections), bool(better), True)
 

@@ -108,8 +108,8 @@ def calibration(y: Booleans, said: Said) -> str:
     return _svg(draw, "Calibration")
 
 
-def by_group(kind: Kind, standings: Sequence[Standing], highest: float) -> str:
-    """What came to pass in each group of a kind, with its interval, and what each model expected. highest: where the axis ends."""
+def by_group(kind: Kind, standings: Sequence[Standing]) -> str:
+    """What came to pass in each group of a kind, with its interval, and what each model expected."""
 
     def draw(axes: Axes) -> None:
         place = np.arange(len(standings))
@@ -131,7 +131,7 @@ def by_group(kind: Kind, standings: Sequence[Standing], highest: float) -> str:
         )
         axes.set_yticks(place, [s.group.range for s in standings])
         axes.set_ylim(len(standings) - 0.4, -0.6)
-        axes.set_xlim(0, highest)
+        axes.set_xlim(0, min(1.0, 1.05 * max(max(s.observed.high, *s.expected.values()) for s in standings)))
         axes.set_xlabel("share that came to pass, and mean prediction")
         axes.legend(loc="lower right", bbox_to_anchor=(1.02, 0.99), ncols=3, borderpad=0, columnspacing=1.2)
 

@@ -219,16 +219,13 @@ def _about_groups(exam: Exam, i: int, said: dict[str, Floats], bounds: Bounds) -
     facts = {"groups": [standing.facts() for standing in by_group], "groups_off": off}
     if not learned or not by_group:
         return facts, []
-    highest = min(1.0, 1.05 * max(max(s.observed.high, *s.expected.values()) for s in by_group))
     captions: dict[Kind, str] = {
         "events": "the number of events so far",
         "tenure": "the time since the first event",
         "silence": "the time since the last event",
     }
-    return facts, [
-        (f"By {caption}", pictures.by_group(kind, [s for s in by_group if s.group.kind == kind], highest))
-        for kind, caption in captions.items()
-    ]
+    of_kind = {kind: [s for s in by_group if s.group.kind == kind] for kind in captions}
+    return facts, [(f"By {caption}", pictures.by_group(kind, of_kind[kind])) for kind, caption in captions.items()]
 
 
 def _joined(a: Exam, b: Exam) -> Exam:
