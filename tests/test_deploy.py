@@ -124,7 +124,8 @@ def test_services_wait_for_what_they_need_and_are_only_on_this_machine() -> None
 def test_the_image_is_built_from_files_that_exist() -> None:
     allowed = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    needed = {*project["tool"]["setuptools"]["packages"], project["project"]["readme"], "pyproject.toml"}
+    folders = {package.split(".")[0] for package in project["tool"]["setuptools"]["packages"]}
+    needed = {*folders, project["project"]["readme"], "pyproject.toml"}
     assert set(allowed) == needed
     assert [path for path in allowed if not (ROOT / path).exists()] == []
     copied = re.findall(r"^COPY (?!--from)(\S+) \S+$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)

@@ -105,7 +105,8 @@ def test_moments_and_what_came_after_them(rows: list[tuple[str, str, int]], begi
     assert np.array_equal(moments.observed_ms, end_ms - moments.at_ms)
     assert (moments.weight > 0).all()
     right_after = np.flatnonzero(moments.at_ms == history.time_ms[moments.event])
-    inside = np.flatnonzero((history.time_ms >= begin_ms) & (history.time_ms < end_ms))
+    over = np.append((np.diff(history.time_ms) > 0) | (np.diff(history.user) > 0), True)  # the last of a user's events at one time
+    inside = np.flatnonzero((history.time_ms >= begin_ms) & (history.time_ms < end_ms) & over)
     assert moments.event[right_after].tolist() == inside.tolist()
     for i in range(len(moments)):
         for k, types in enumerate(SETS):

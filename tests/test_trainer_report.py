@@ -149,7 +149,7 @@ def test_a_fit_is_judged_on_its_validation_window_and_says_so(
     split = rounds.split_by_time(history, settings)
     about_it = report.about_fit(history, split, challenger, settings)
     facts = about_it.facts
-    assert "slightly favourable" in facts["notes"][0]
+    assert "its figures are favourable" in facts["notes"][0]
     seen = facts["data"]
     assert sum(span["events"] for span in seen.values()) == int((history.time_ms < split.test_ms).sum())
     # nothing at or after the end of validation is looked at

@@ -127,7 +127,7 @@ def test_where_the_number_of_events_is_no_news_every_group_is_calibrated(tmp_pat
     history = memoryless(2500, days, seed=5)
     end_ms = START_MS + days * DAY_MS
     target = Target(name="gone", types=("*",), outcome="absent", horizon_ms=int(HORIZON_DAYS * DAY_MS))
-    changes = {"epochs": 4, "belief_states": 0, "chunk_events": 8, "batch_events": 512, "learning_rate": 8e-3}
+    changes = {"epochs": 8, "belief_states": 0, "chunk_events": 8, "batch_events": 512, "learning_rate": 8e-3}
     settings = quick_settings(tmp_path, targets=[target], **changes)
     split = Split(START_MS, end_ms - 8 * DAY_MS, end_ms, end_ms)
     made = train(history, split, None, settings, Metrics(), NOW, np.random.default_rng(0), no_progress, lambda: False)

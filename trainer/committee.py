@@ -143,21 +143,24 @@ class Committee(nn.Module):
 
     @torch.no_grad()
     def merge(self, network: Network, share_M: Sequence[float]) -> None:
-        """Write a mixture of the members into the network's head, whose inputs are standardised in another way, and its trust. Units that
-        are not needed are left without effect."""
+        """Write a mixture of the members into the network's head, whose inputs are standardised in another way, and its trust. Members of
+        no share take no units; those that nobody takes are left without effect."""
         standardise, first, *_, final = network.head
         assert isinstance(standardise, Standardise)
         assert isinstance(first, nn.Linear)
         assert isinstance(final, nn.Linear)
         weight_UF, bias_U = self._first()
-        units = len(weight_UF)
         for tensor in (first.weight, first.bias, final.weight, final.bias):
             tensor.zero_()
-        first.weight[:units] = weight_UF / standardise.factor
-        first.bias[:units] = bias_U + weight_UF @ standardise.mean
+        bias_U = bias_U + weight_UF @ standardise.mean
+        begin = 0
         for share, block, last in zip(share_M, self.blocks, self._last(), strict=True):
-            final.weight[:, block] = share * last.weight
-            final.bias.add_(share * last.bias)
+            if share:
+                own = slice(begin, begin := begin + block.stop - block.start)
+                first.weight[own] = weight_UF[block] / standardise.factor
+                first.bias[own] = bias_U[block]
+                final.weight[:, own] = share * last.weight
+                final.bias.add_(share * last.bias)
         if network.encoder.belief is not None:
             network.trust.fill_(sum(share * member.trust for share, member in zip(share_M, self.members, strict=True)))
 
