@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 STEPS = 2500
 """Steps of a committee, about, unless that were fewer passes than LEAST_PASSES, or more than `epochs`."""
 LEAST_PASSES, MOST_STEPS = 3, 3500
-STEP_SIZE, WARM_STEP_SIZE = 2e-3, 1e-3
+STEP_SIZE = 2e-3
 UNITS = 24
 """Of each member, until it is chosen."""
 TRIED_SHARE = 0.8
@@ -74,13 +74,14 @@ class Member:
 def members_of(network: Network) -> tuple[Member, ...]:
     """Who is on the committee."""
     if network.encoder.belief is None:
-        return (Member(True, False, False, 1.0), Member(False, False, False, 4.0), Member(False, False, False, 2.0, 0.5))
+        return (Member(True, False, False, 1.0), Member(False, False, False, 4.0), Member(False, False, False, 2.0, 0.25))
     return (
         Member(True, True, True, 1.0),
         Member(True, True, False, 4.0),
         Member(False, True, False, 2.0),
         Member(False, False, False, 4.0),
-        Member(False, True, True, 2.0, 0.5),
+        Member(False, True, True, 2.0, 0.25),
+        Member(True, True, True, 1.0, 0.25),
     )
 
 
@@ -245,8 +246,7 @@ def _trained(committee: Committee, feed: Feed, passes: int, until: float, words:
     for this share of the time budget: the step size must come down in any case."""
     settings = run.settings
     objective = Objective(settings.targets, event_sets(settings.targets), grid(settings.targets))
-    peak = WARM_STEP_SIZE if run.warm else STEP_SIZE
-    optimizer = adam([*committee.parameters()], settings.weight_decay, peak)
+    optimizer = adam([*committee.parameters()], settings.weight_decay, STEP_SIZE)
     taken = min(1.0, MOST_STEPS / max(passes * feed.batches, 1.0))
     begun, steps, planned = run.spent, 0, max(passes * feed.count(taken), 1)
     for number in range(passes):
@@ -255,7 +255,7 @@ def _trained(committee: Committee, feed: Feed, passes: int, until: float, words:
             run.goes_on()
             if steps >= planned:
                 break
-            set_step_size(optimizer, peak * learning_rate_share(steps / planned))
+            set_step_size(optimizer, STEP_SIZE * learning_rate_share(steps / planned))
             _step(committee, asked, objective, optimizer, batch_weight, feed.window_ms, run)
             steps += 1
             if steps == TIMED_STEPS:
