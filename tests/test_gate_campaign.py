@@ -7,7 +7,7 @@ from bench.challengers import Size, better
 from bench.gate import Row, judged, passes
 from bench.sabotages import OF_THE_CELL, OF_VALUES, OF_VALUES_WITHOUT_A_CELL, SABOTAGES, WITHOUT_A_CELL, sabotaged
 
-SIZE = Size(users=2100, epochs=4, hidden=8, states=6, steps=160)
+SIZE = Size(users=3000, epochs=4, hidden=8, states=6, steps=160)
 SPOILT = ("NaN weights", "too high", "refresh: a level too high", "cell: hours for days", "cell: shuffled types", "millis after units")
 
 
@@ -17,13 +17,13 @@ def _one_thread() -> None:
 
 
 def test_better_ones_pass() -> None:
-    rows = list(judged("better", better(1, SIZE, cell=True)))
+    rows = list(judged("better", better(2, SIZE, cell=True)))
     assert all(row.gap is not None and row.gap < 0 for row in rows), rows  # the law says so, too
     assert all(row.promoted for row in rows), rows
 
 
 def test_sabotaged_ones_do_not() -> None:
-    rows = list(judged("sabotaged", sabotaged(1, SIZE, cell=True, names=SPOILT)))
+    rows = list(judged("sabotaged", sabotaged(2, SIZE, cell=True, names=SPOILT)))
     assert [row.name for row in rows] == list(SPOILT)
     assert all(row.gap is None or row.gap > 0 for row in rows), rows  # the law says that it hurts
     assert not any(row.promoted for row in rows), rows
