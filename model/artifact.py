@@ -27,9 +27,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from model import hazards
-from model.belief import levels
 from model.features import Scaling, Vocabulary
-from model.network import ENCODERS, Network, Shape
+from model.network import ENCODERS, Network, Shape, silence_of
 from model.statistics import readout
 from model.targets import Target, event_sets
 
@@ -119,9 +118,8 @@ class Scorer:
         """
         device = self._network.device
         state = torch.from_numpy(hidden) if isinstance(hidden, np.ndarray) else hidden
-        last_ms = stats["last_ms"]
-        level = torch.from_numpy(levels(self._network.clock.elapsed_ms(last_ms, np.maximum(at_ms, last_ms)))).to(device)
-        logits = self._network.logits(state.to(device), readout(stats, at_ms, device, self._slots), level, self._head)
+        silence = silence_of(stats, at_ms, self._network.clock, self._network.visits).to(device)
+        logits = self._network.logits(state.to(device), readout(stats, at_ms, device, self._slots), silence, self._head)
         unknown = stats["count"] == 0
         if self._base_KB is not None and unknown.any():
             logits[torch.from_numpy(unknown).to(device)] = self._base_KB

@@ -44,8 +44,6 @@ HALVES, HALF_STEPS, HALF_BUDGET = 4, 0.1, 0.06
 """Cells of half of the states, of which the best is doubled, and what each takes of the steps and of the time."""
 LIVELIER, JITTER = 0.4, 0.2
 """Of a cell's copies: by how much the rates (log) of one are above, and of the other below, the cell's; and noise on all they have."""
-BLOCK = 8192
-"""Moments taken at once."""
 
 
 class _LogLikelihood(torch.autograd.Function):
@@ -95,7 +93,8 @@ class Streams:
         self.gap_ms = clock.elapsed_ms(history.time_ms, np.maximum(next_ms, history.time_ms))
         mark = np.where(last, SLOTS, np.append(slot[1:], SLOTS))
         self.first, self.slot, self.history = history.first, slot, history
-        self.cell = levels(self.gap_ms) * (SLOTS + 1) + mark  # of what comes after each event
+        self.level = levels(self.gap_ms)
+        self.cell = self.level * (SLOTS + 1) + mark  # of what comes after each event
 
     def log_likelihood(self, tables: tuple[torch.Tensor, ...], users: NDArray[np.int64]) -> tuple[torch.Tensor, int]:
         """Of some users, and how many events they have."""
@@ -239,21 +238,3 @@ def fit_belief(
         belief.load_state_dict(best_state)
     belief.refresh()
     return float(best)
-
-
-def believed(belief: Belief, streams: Streams, event: NDArray[np.int64], level_L: torch.Tensor) -> torch.Tensor:
-    """(L, S) belief at moments after the `event`s (L,), stepped over each user's whole stream as a worker does."""
-    users, first, active = by_rank(streams.first)
-    level, mark = np.divmod(streams.cell, SLOTS + 1)  # of what comes after each event
-    with torch.inference_mode():
-        root = torch.zeros(len(users), belief.states)
-        root_ES = torch.empty(len(streams.cell), belief.states)
-        for rank, n in enumerate(active.tolist()):
-            rows = first[:n] + rank
-            before = np.maximum(rows - 1, 0)
-            slot = torch.from_numpy(streams.slot[rows] if rank == 0 else mark[before])
-            root = belief.step(root[:n], slot, torch.from_numpy(level[before]))
-            root_ES[torch.from_numpy(rows)] = root
-        places = torch.from_numpy(event)
-        parts = [belief.after_silence(root_ES[places[i : i + BLOCK]], level_L[i : i + BLOCK]) for i in range(0, len(event), BLOCK)]
-        return torch.cat([torch.empty(0, belief.states), *parts])

@@ -16,8 +16,9 @@ from model.artifact import SCHEMA_VERSION, Manifest, Model, Window
 from model.clock import HOURS, Clock, pace_of
 from model.features import Vocabulary
 from model.hazards import grid
-from model.network import Network, Shape
+from model.network import Network, Shape, members
 from model.registry import new_version
+from model.rhythm import NO_VISITS, Visits
 from model.targets import event_sets
 from trainer import evaluate
 from trainer.dataset import choose_vocabulary, fit_scaling, to_learn_from
@@ -84,15 +85,16 @@ def train(
             train_history = first.before(split.validation_ms)
         types = team.first_says(choose_vocabulary(train_history.types, sets, champion.manifest.vocabulary if champion else ()))
         vocabulary, edges_ms = Vocabulary(types), grid(targets)
-        shape = Shape(settings.hidden, settings.head, len(sets), len(edges_ms), settings.dropout, settings.encoder, settings.belief_states)
+        shape = Shape(settings.hidden, settings.head, len(sets), len(edges_ms), settings.dropout, settings.encoder, settings.belief_states, settings.rhythm_classes)
         inherits = champion is not None and same_units(Shape(**champion.manifest.shape), shape)
         scaling = team.first_says(champion.scaling if champion and inherits else fit_scaling(train_history.value))
         pace_W = team.first_says(pace_of(train_history.user, train_history.time_ms)) if shape.belief else np.ones(HOURS)
         clock = champion.network.clock if champion and inherits else Clock(pace_W)
+        visits = Visits(members(sets, vocabulary)) if shape.rhythm else NO_VISITS
         seeds = rng.integers(1 << 62, size=(2, len(shards), team.size))
 
         def material(known: History, begin_ms: int, end_ms: int, draws: np.random.Generator) -> Material:
-            return prepare(known, to_learn_from(known, sets, begin_ms, end_ms, draws), vocabulary, scaling, edges_ms, clock)
+            return prepare(known, to_learn_from(known, sets, begin_ms, end_ms, draws), vocabulary, scaling, edges_ms, clock, visits)
 
         def parts(end_ms: int, learners: bool) -> Parts:
             """Material of the moments up to `end`, by shards, of all users or of those who are not held out."""
@@ -156,8 +158,8 @@ def train(
 
 def start_at(network: Network, hazard_KB: np.ndarray[Any, np.dtype[np.float64]]) -> None:
     """Let the network begin as the constant hazard: it need not learn first how rare events are, and unseen bins are not made up.
-    With a belief cell it begins as what that says."""
-    if network.encoder.belief is not None:
+    With a cell it begins as what that says."""
+    if network.shape.cells:
         return
     final = network.head[-1]
     assert isinstance(final, torch.nn.Linear)
@@ -167,7 +169,7 @@ def start_at(network: Network, hazard_KB: np.ndarray[Any, np.dtype[np.float64]])
 
 def same_units(one: Shape, other: Shape) -> bool:
     """Whether a state of the one is a state of the other."""
-    return (one.encoder, one.hidden, one.belief) == (other.encoder, other.hidden, other.belief)
+    return (one.encoder, one.hidden, one.belief, one.rhythm) == (other.encoder, other.hidden, other.belief, other.rhythm)
 
 
 def inherit(network: Network, champion: Model, sets: tuple[tuple[str, ...], ...], edges_ms: tuple[int, ...]) -> int:
@@ -175,7 +177,7 @@ def inherit(network: Network, champion: Model, sets: tuple[tuple[str, ...], ...]
     to what follows from the belief, only on the same sets and grid."""
     own, theirs = network.state_dict(), champion.network.state_dict()
     same_questions = champion.sets == sets and tuple(champion.manifest.edges_ms) == edges_ms
-    last = (f"head.{len(network.head) - 1}.", "trust")
+    last = (f"head.{len(network.head) - 1}.", "trust_J")
     copied = {n: t for n, t in theirs.items() if n in own and own[n].shape == t.shape and (same_questions or not n.startswith(last))}
     network.load_state_dict({**own, **copied})
     return len(copied)

@@ -11,7 +11,7 @@ dealt out by their shares.
 
 Where the units' own heads do better than any mixture, they stay.
 
-Axis letters: L moments, F inputs of a head, M members, U units, K event sets, B bins, X = K B, T targets.
+Axis letters: L moments, F inputs of a head, M members, U units, K event sets, B bins, X = K B, J cells, T targets.
 """
 
 from __future__ import annotations
@@ -57,36 +57,37 @@ LEAST_SHARE = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """What a head sees: the units' hidden state, the belief and what follows from it, and always the statistics.
+    """What a head sees: the units' hidden state, what the cells believe and foresee, and always the statistics.
 
-    trust: whether it corrects the hazards that follow from the belief, rather than begin at those of everybody alike.
+    trust: the cell whose hazards it corrects, by its number; None: it begins at those of everybody alike.
     asked: weight of what the targets ask in what it minimises (`objective`). half_life: age at which a moment counts half, as a share of
     the window; 0: all count alike.
     """
 
     units: bool
-    belief: bool
-    trust: bool
+    cells: bool
+    trust: int | None
     asked: float
     half_life: float = 0.0
 
 
 def members_of(network: Network) -> tuple[Member, ...]:
     """Who is on the committee."""
-    if network.encoder.belief is None:
-        return (Member(True, False, False, 1.0), Member(False, False, False, 4.0), Member(False, False, False, 2.0, 0.25))
+    if not network.shape.cells:
+        return (Member(True, False, None, 1.0), Member(False, False, None, 4.0), Member(False, False, None, 2.0, 0.25))
+    first, last = 0, network.shape.cells - 1
     return (
-        Member(True, True, True, 1.0),
-        Member(True, True, False, 4.0),
-        Member(False, True, False, 2.0),
-        Member(False, False, False, 4.0),
-        Member(False, True, True, 2.0, 0.25),
-        Member(True, True, True, 1.0, 0.25),
+        Member(True, True, first, 1.0),
+        Member(True, True, None, 4.0),
+        Member(False, True, last, 2.0),
+        Member(False, False, None, 4.0),
+        Member(False, True, first, 2.0, 0.25),
+        Member(True, True, first, 1.0, 0.25),
     )
 
 
 class Committee(nn.Module):
-    """M heads side by side. scale: of their inputs. units_M: of each. hazard_KB: where those begin that do not trust the belief."""
+    """M heads side by side. scale: of their inputs. units_M: of each. hazard_KB: where those begin that trust no cell."""
 
     seen_UF: torch.Tensor
 
@@ -99,13 +100,12 @@ class Committee(nn.Module):
         self.blocks = [slice(int(end - size), int(end)) for end, size in zip(ends, units_M, strict=True)]
         self.first = nn.Linear(len(scale.mean), int(ends[-1]))
         self.last = nn.ModuleList(nn.Linear(size, shape.sets * shape.bins) for size in units_M)
-        belief = shape.belief + shape.sets * shape.bins if shape.belief else 0
         self.register_buffer("seen_UF", torch.ones_like(self.first.weight))
         with torch.no_grad():
             for member, block, last in zip(members, self.blocks, self._last(), strict=True):
                 self.seen_UF[block, : shape.hidden] *= member.units
-                self.seen_UF[block, shape.hidden : shape.hidden + belief] *= member.belief
-                if member.trust:
+                self.seen_UF[block, shape.hidden : shape.hidden + shape.foreseen] *= member.cells
+                if member.trust is not None:
                     last.weight.zero_()
                     last.bias.zero_()
                 else:
@@ -116,7 +116,7 @@ class Committee(nn.Module):
             assert isinstance(last, nn.Linear)
             yield last
 
-    def forward(self, inputs_LF: torch.Tensor, base_LX: torch.Tensor | None) -> list[torch.Tensor]:
+    def forward(self, inputs_LF: torch.Tensor, base_LJX: torch.Tensor) -> list[torch.Tensor]:
         """(L, K, B) hazard logits of each member."""
         weight_UF, bias_U = self._first()
         units_LU = torch.relu(torch.addmm(bias_U, inputs_LF, weight_UF.t()))
@@ -124,8 +124,8 @@ class Committee(nn.Module):
         out = []
         for member, block, last in zip(self.members, self.blocks, self._last(), strict=True):
             logits_LX: torch.Tensor = last(units_LU[:, block])
-            if member.trust and base_LX is not None:
-                logits_LX = logits_LX + base_LX
+            if member.trust is not None:
+                logits_LX = logits_LX + base_LJX[:, member.trust]
             out.append(logits_LX.view(-1, self.shape.sets, self.shape.bins))
         return out
 
@@ -162,8 +162,8 @@ class Committee(nn.Module):
                 first.bias[own] = bias_U[block]
                 final.weight[:, own] = share * last.weight
                 final.bias.add_(share * last.bias)
-        if network.encoder.belief is not None:
-            network.trust.fill_(sum(share * member.trust for share, member in zip(share_M, self.members, strict=True)))
+        for j in range(network.shape.cells):
+            network.trust_J[j] = sum(share for share, member in zip(share_M, self.members, strict=True) if member.trust == j)
 
 
 def fit_heads(
@@ -181,8 +181,8 @@ def fit_heads(
     hazard_KB: of everybody alike, where heads begin.
     """
     network.eval()
-    jury = Jury(network, validation, train.believe, run)
-    (heard,) = jury.hear(lambda inputs_LF, base_LX: [_of_head(network, inputs_LF, base_LX)])
+    jury = Jury(network, validation, train.foresee, run)
+    (heard,) = jury.hear(lambda inputs_LF, base_LJX: [network.trusting(network.head(inputs_LF), base_LJX).view(-1, *hazard_KB.shape)])
     feed, members, size = Feed(network, train, run), members_of(network), min(UNITS, network.shape.head)
     committee = _committee(network, members, [size] * len(members), feed.scale(), hazard_KB, run)
     before, loss_M = jury.loss(heard), [jury.loss(logits) for logits in jury.hear(committee)]
@@ -209,8 +209,8 @@ def fit_heads(
         return
     passes = max(round(float(share_M @ best_pass)), 1)
     if whole is not None:
-        believe, train = train.believe, whole()
-        train.believe = believe
+        foresee, train = train.foresee, whole()
+        train.foresee = foresee
         feed = Feed(network, train, run)
     shares = share_M[chosen]
     units = np.diff(np.round(np.cumsum([0, *shares]) * network.shape.head).astype(int)).tolist()
@@ -218,13 +218,6 @@ def fit_heads(
     for _ in _trained(committee, feed, passes, math.inf, "chosen heads", run):
         pass
     committee.merge(network, shares.tolist())
-
-
-def _of_head(network: Network, inputs_LF: torch.Tensor, base_LX: torch.Tensor | None) -> torch.Tensor:
-    out_LX: torch.Tensor = network.head(inputs_LF)
-    if base_LX is not None:
-        out_LX = out_LX + network.trust * base_LX
-    return out_LX.view(-1, network.shape.sets, network.shape.bins)
 
 
 def _committee(
@@ -281,7 +274,7 @@ def _step(
     optimizer.zero_grad(set_to_none=True)
     if len(asked):
         losses, outcomes = [], objective.outcomes(asked.event_LKB, asked.mask_LKB, asked.observed_L)
-        for member, logits_LKB in zip(committee.members, committee(asked.inputs_LF, asked.base_LX), strict=True):
+        for member, logits_LKB in zip(committee.members, committee(asked.inputs_LF, asked.base_LJX), strict=True):
             weight_L = asked.weight_L / batch_weight
             if member.half_life:  # what was observed of a moment is its age
                 weight_L = weight_L * torch.exp2(-asked.observed_L / (member.half_life * window_ms))

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from model.events import stable_hash
 from model.features import Previous, Scaling, StepFeatures, Vocabulary, step_features
 from model.hazards import DAY_MS, HOUR_MS
+from model.rhythm import Visits
 from model.statistics import SLOTS, STATISTICS, signed_log1p, update
 from model.targets import ANY
 from trainer.history import History
@@ -30,6 +31,8 @@ SCHEDULED = (4, 24)
 """Moments that a schedule asks of a user in the mean, at least and at most."""
 MOST_SCHEDULED = 500_000
 """Moments that a schedule asks in all, about: a long list of users gets fewer each."""
+AFTER_MS = 1
+"""From an event to the moment right after it: whoever comes every seven days comes within seven days from then on."""
 NEVER_MS = np.int64(1) << 61
 
 
@@ -74,7 +77,7 @@ def landmarks(
     source, age_ms = source[still], age_ms[still]
 
     event = np.concatenate([asked, source])
-    at_ms = np.concatenate([time_ms[asked], time_ms[source] + age_ms])
+    at_ms = np.concatenate([time_ms[asked] + AFTER_MS, time_ms[source] + age_ms])
     weight = np.concatenate([np.ones(len(asked)), np.full(len(source), ASKS / draws)]).astype(np.float32)
     order = np.lexsort((at_ms, event))
     event, at_ms, weight = event[order], at_ms[order], weight[order]
@@ -179,10 +182,9 @@ def by_rank(first: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int
     return users, first[users], active
 
 
-def statistics_after(history: History, vocabulary: Vocabulary) -> NDArray[np.void]:
-    """(E,) of dtype STATISTICS: each user's statistics right after each event."""
+def statistics_after(history: History, slot: NDArray[np.int64]) -> NDArray[np.void]:
+    """(E,) of dtype STATISTICS: each user's statistics right after each event. slot: (E,) of the events' types."""
     users, first, active = by_rank(history.first)
-    slot = vocabulary.slots(history.type_hash)
     state = np.zeros(len(users), STATISTICS)
     out = np.empty(len(history), STATISTICS)
     for rank, n in enumerate(active):
@@ -191,6 +193,14 @@ def statistics_after(history: History, vocabulary: Vocabulary) -> NDArray[np.voi
         update(state[:n], slot[rows], history.time_ms[rows], history.value[rows], attributes)
         out[rows] = state[:n]
     return out
+
+
+def gaps_ended(visits: Visits, history: History, slot: NDArray[np.int64], after: NDArray[np.void]) -> NDArray[np.int64]:
+    """(E, K) `Visits.gaps` of each event. after: the statistics after each."""
+    before = np.zeros(len(history), STATISTICS)
+    later = np.flatnonzero(history.has_previous)
+    before[later] = after[later - 1]
+    return visits.gaps(before, slot, history.time_ms)
 
 
 def choose_vocabulary(types: dict[str, int], sets: Sequence[Sequence[str]], champion: Sequence[str] = ()) -> list[str]:

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from model.artifact import Model
 from model.hazards import DAY_MS, horizon_weights
 from model.targets import Target, event_sets
-from trainer.dataset import ASKS, Landmarks, features, landmarks, statistics_after, thinned
+from trainer.dataset import AFTER_MS, ASKS, Landmarks, landmarks, thinned
 from trainer.groups import Past
 from trainer.history import History
-from trainer.material import Material, hidden_along
+from trainer.material import Material, states_along
 
 Probabilities = NDArray[np.float64]
 
@@ -45,7 +45,7 @@ class Exam:
         """(L,) what was known of the user by then."""
         history, event, at_ms = self.history, self.moments.event, self.moments.at_ms
         first = history.first[history.user[event]]
-        return Past(event - first + 1, at_ms - history.time_ms[first], at_ms - history.time_ms[event])
+        return Past(event - first + 1, at_ms - history.time_ms[first], at_ms - history.time_ms[event] - AFTER_MS)
 
 
 def test_begin(test_ms: int, end_ms: int, champion_end_ms: int | None) -> int:
@@ -65,7 +65,7 @@ def set_exam(
     rows = tuple(np.flatnonzero(moments.observed_ms >= t.horizon_ms) for t in asked)
     labels = []
     for target, row in zip(asked, rows, strict=True):
-        occurs = moments.wait_ms[row, sets.index(target.types)] <= target.horizon_ms
+        occurs = moments.wait_ms[row, sets.index(target.types)] < target.horizon_ms
         labels.append(occurs if target.outcome == "occurs" else ~occurs)
     shortened = tuple(t.name for t, a in zip(targets, asked, strict=True) if a.horizon_ms < t.horizon_ms)
     return Exam(history, moments, asked, rows, tuple(labels), shortened)
@@ -74,9 +74,9 @@ def set_exam(
 def answers(exam: Exam, model: Model) -> tuple[Probabilities, ...]:
     """For each target, what the model says at the exam's rows. Raises ArtifactError where it has no head for a target."""
     scorer = model.scorer(exam.asked)
-    hidden_EH = hidden_along(model.network, features(exam.history, model.vocabulary, model.scaling), exam.history)
-    stats = statistics_after(exam.history, model.vocabulary)[exam.moments.event]
-    p_LT = scorer(hidden_EH[torch.from_numpy(exam.moments.event)], stats, exam.moments.at_ms).astype(np.float64)
+    hidden_EH, stats = states_along(model, exam.history)
+    event = exam.moments.event
+    p_LT = scorer(hidden_EH[torch.from_numpy(event)], stats[event], exam.moments.at_ms).astype(np.float64)
     return tuple(p_LT[row, i] for i, row in enumerate(exam.rows))
 
 

@@ -1,6 +1,6 @@
 """Fitting, in three stages, each stopped by users who are held out:
 
-1. the belief cell, by the likelihood of whole streams (`trainer.belief`);
+1. the cells, by the likelihood of whole streams (`trainer.belief`, `trainer.rhythm`);
 2. the recurrent units, by the likelihood of the waits, over chunks of streams (`trainer.units`);
 3. the heads, by that and by what the targets ask, over states stepped along whole streams (`trainer.committee`).
 
@@ -20,12 +20,14 @@ import torch
 
 from model.hazards import grid
 from model.network import Network
-from trainer.belief import STEP_SIZE, Streams, believed, fit_anew, fit_belief
+from trainer.belief import STEP_SIZE, Streams, fit_anew, fit_belief
 from trainer.committee import fit_heads
 from trainer.distributed import ALONE, Team
 from trainer.evaluate import constant_hazards
+from trainer.foresight import foresight
 from trainer.material import Material
 from trainer.parts import Parts
+from trainer.rhythm import fit_rhythm
 from trainer.settings import TrainerSettings
 from trainer.stage import Progress, Run, Stopped, no_progress
 from trainer.standard import standardised
@@ -75,45 +77,49 @@ def fit(
     run = Run(settings, warm, rng, progress, stopping, clock, clock(), team)
     hazard_KB = constant_hazards(parts.first, grid(settings.targets))
     with standardised(network, parts.first.readout_LR, team.share):
-        _fit_belief(network, parts, run)
+        _fit_cells(network, parts, run)
         passes = fit_units(network, parts, panels, run)
         fit_heads(network, parts, panels, whole, run, hazard_KB)
     network.eval()
     return Fitted(passes.losses, clock() - run.begin, passes.why, passes.train_losses, passes.speeds)
 
 
-def _fit_belief(network: Network, train: Parts, run: Run) -> None:
-    """Fit the belief cell: what it then believes at each moment is an input of the heads. A cell whose parameters require no gradient stays
-    as it is."""
-    belief, team, settings = network.encoder.belief, run.team, run.settings
-    if belief is None or not team.most(len(train.first.moments)):
+def _fit_cells(network: Network, train: Parts, run: Run) -> None:
+    """Fit the cells: what they then foresee at each moment is an input of the heads. A belief cell whose parameters require no gradient
+    stays as it is."""
+    team = run.team
+    if not network.shape.cells or not team.most(len(train.first.moments)):
         return
-    streams = streams_of(train.first, network)
+    network.encoder.to("cpu")  # the cells' recursions are many small products
+    if team.first:
+        _fit_belief(network, train.first, run)
+        if network.encoder.rhythm is not None:
+            fit_rhythm(network.encoder.rhythm, network.visits, train.first, run.rng)
+    network.to(team.device)
+    team.share_weights(network.encoder)
+    network.refresh()
+    train.foresee = foresight(network)
+
+
+def _fit_belief(network: Network, material: Material, run: Run) -> None:
+    belief, settings = network.encoder.belief, run.settings
+    if belief is None or not belief.log_rate.requires_grad:
+        return
+    streams = streams_of(material, network)
 
     def told(share: float) -> None:
         if run.stopping():
             raise Stopped
         run.progress(0.0, f"belief {share:.0%}")
 
-    frozen = not belief.log_rate.requires_grad
-    belief.to("cpu")  # its recursion is many small products
-    if team.first and not frozen:
-        within: dict[str, Any] = {"budget_seconds": settings.round_budget_seconds * BELIEF_SHARE, "progress": told, "clock": run.clock}
-        if run.warm:
-            fit_belief(belief, streams, steps=settings.belief_steps // 4, rng=run.rng, step_size=STEP_SIZE / 5, **within)
-        else:
-            generator = torch.Generator().manual_seed(settings.seed)
-            fit_anew(belief, streams, steps=settings.belief_steps, rng=run.rng, generator=generator, **within)
-    belief.to(team.device)
-    team.share_weights(belief)
-    belief.to("cpu").refresh()
-    cell = copy.deepcopy(belief)  # on the CPU still
-    train.believe = lambda material: believed(cell, streams_of(material, network), material.moments.event, material.level_L)
-    belief.to(network.device)
-    network.refresh()
+    within: dict[str, Any] = {"budget_seconds": settings.round_budget_seconds * BELIEF_SHARE, "progress": told, "clock": run.clock}
+    if run.warm:
+        fit_belief(belief, streams, steps=settings.belief_steps // 4, rng=run.rng, step_size=STEP_SIZE / 5, **within)
+    else:
+        generator = torch.Generator().manual_seed(settings.seed)
+        fit_anew(belief, streams, steps=settings.belief_steps, rng=run.rng, generator=generator, **within)
 
 
 def streams_of(material: Material, network: Network) -> Streams:
     """Its users' streams, up to the end of what was observed of the moments, by the network's clock."""
-    end_ms = int(material.moments.at_ms[0] + material.moments.observed_ms[0]) if len(material.moments) else 0
-    return Streams(material.history, material.steps.slot, end_ms, network.clock)
+    return Streams(material.history, material.steps.slot, material.end_ms, network.clock)

@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from model.hazards import grid, probabilities, target_tensors
 from model.network import Network
 from model.targets import event_sets
+from trainer.foresight import Foresight
 from trainer.material import BLOCK, Material
 from trainer.objective import negative_log_likelihood
-from trainer.parts import Believe, part_of
+from trainer.parts import part_of
 from trainer.served import Served
 from trainer.stage import Run
 
@@ -33,23 +34,23 @@ LEAST_OUTCOMES = 30
 ROUNDS = 12
 """Of adding a member to a mixture: its finest share is a twelfth."""
 
-Says = Callable[[torch.Tensor, torch.Tensor | None], Sequence[torch.Tensor]]
-"""(L, K, B) hazard logits of each member, from inputs_LF and base_LX (`served.Asked`)."""
+Says = Callable[[torch.Tensor, torch.Tensor], Sequence[torch.Tensor]]
+"""(L, K, B) hazard logits of each member, from inputs_LF and base_LJX (`served.Asked`)."""
 
 
 class Panel:
     """A sample of the moments of some material, the same for all."""
 
-    def __init__(self, network: Network, material: Material, believe: Believe, run: Run) -> None:
+    def __init__(self, network: Network, material: Material, foresee: Foresight, run: Run) -> None:
         moments, targets = material.moments, run.settings.targets
         chosen = np.sort(np.random.default_rng(run.settings.seed).permutation(len(moments))[: MOMENTS // run.team.size])
         self._team, sets = run.team, event_sets(targets)
-        self._asked = Served(network, part_of(material, believe))(torch.from_numpy(chosen))
+        self._asked = Served(network, part_of(material, foresee))(torch.from_numpy(chosen))
         longest_ms = max(run.team.most(int(moments.observed_ms.max(initial=0))) // 2, 1)
         targets = tuple(t.model_copy(update={"horizon_ms": min(t.horizon_ms, longest_ms)}) for t in targets)
         self._targets = tuple(tensor.to(network.device) for tensor in target_tensors(targets, sets, grid(run.settings.targets)))
         self._closed_LT = np.stack([moments.observed_ms[chosen] >= t.horizon_ms for t in targets], 1)
-        occurs = [moments.wait_ms[chosen, sets.index(t.types)] <= t.horizon_ms for t in targets]
+        occurs = [moments.wait_ms[chosen, sets.index(t.types)] < t.horizon_ms for t in targets]
         self._outcome_LT = np.stack([o if t.outcome == "occurs" else ~o for o, t in zip(occurs, targets, strict=True)], 1)
         self._weight_L = moments.weight[chosen].astype(np.float64)
 
@@ -58,7 +59,7 @@ class Panel:
         """(L, K, B) logits of each member at the panel's moments."""
         asked, rows = self._asked, torch.arange(len(self._asked))
         blocks = rows.split(BLOCK)  # type: ignore[no-untyped-call]
-        parts = [says(asked.inputs_LF[some], None if asked.base_LX is None else asked.base_LX[some]) for some in blocks]
+        parts = [says(asked.inputs_LF[some], asked.base_LJX[some]) for some in blocks]
         return [torch.cat(of_member) for of_member in zip(*parts, strict=True)]
 
     @torch.inference_mode()
@@ -88,8 +89,8 @@ Logits = tuple[torch.Tensor, ...]
 class Jury:
     """Panels of like weight. One whose outcomes are too few has no say."""
 
-    def __init__(self, network: Network, validation: Sequence[Material], believe: Believe, run: Run) -> None:
-        self._panels = [Panel(network, material, believe, run) for material in validation]
+    def __init__(self, network: Network, validation: Sequence[Material], foresee: Foresight, run: Run) -> None:
+        self._panels = [Panel(network, material, foresee, run) for material in validation]
 
     def hear(self, says: Says) -> list[Logits]:
         """What each member says."""

@@ -99,6 +99,6 @@ def logits_at(network: Network, material: Material, hidden_EH: torch.Tensor, row
     with torch.inference_mode():
         for begin in range(0, len(rows), BLOCK):
             some = rows[begin : begin + BLOCK]
-            state, told, level = (x.to(device) for x in (hidden_EH[event[some]], material.readout_LR[some], material.level_L[some]))
-            parts.append(network.logits(state, told, level).cpu())
+            state, told = (x.to(device) for x in (hidden_EH[event[some]], material.readout_LR[some]))
+            parts.append(network.logits(state, told, material.silence[some].to(device)).cpu())
     return torch.cat(parts)

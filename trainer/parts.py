@@ -19,10 +19,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from trainer.foresight import Foresight, nothing
 from trainer.material import Material
-
-Believe = Callable[[Material], torch.Tensor | None]
-"""(L, S) what the fitted belief cell believes at each moment of some material; None without a belief cell."""
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +30,7 @@ class Part:
     """What a pass needs of some users: U users, E events, L landmarks, as tensors.
 
     first (U + 1), event_L, weight_L and observed_L as in `History` and `Landmarks`; the rest as in `StepFeatures` and `Material`.
-    believed_LS: an input of the heads.
+    believed_LS, base_LJX: as `foresight.Foresight` has them.
     """
 
     first: torch.Tensor
@@ -46,14 +44,16 @@ class Part:
     readout_LR: torch.Tensor
     mask_LKB: torch.Tensor
     event_LKB: torch.Tensor
-    believed_LS: torch.Tensor | None
+    believed_LS: torch.Tensor
+    base_LJX: torch.Tensor
 
     def __len__(self) -> int:
         return len(self.event_L)
 
 
-def part_of(material: Material, believe: Believe) -> Part:
+def part_of(material: Material, foresee: Foresight) -> Part:
     history, moments, steps = material.history, material.moments, material.steps
+    believed_LS, base_LJX = foresee(material)
     return Part(
         first=torch.from_numpy(history.first),
         event_L=torch.from_numpy(moments.event),
@@ -66,7 +66,8 @@ def part_of(material: Material, believe: Believe) -> Part:
         readout_LR=material.readout_LR,
         mask_LKB=material.mask_LKB,
         event_LKB=material.event_LKB,
-        believed_LS=believe(material),
+        believed_LS=believed_LS,
+        base_LJX=base_LJX,
     )
 
 
@@ -77,7 +78,7 @@ class Parts:
         self._make, self._count = make, count
         self._loaders: dict[int, Callable[[], Part]] = {}
         self._keeps = True
-        self.believe: Believe = lambda material: None
+        self.foresee: Foresight = nothing
         self.first: Material = make(0)
 
     @classmethod
@@ -92,10 +93,10 @@ class Parts:
         if loader := self._loaders.get(number):
             return loader()
         if number == 0 and hasattr(self, "first"):
-            part = part_of(self.first, self.believe)
+            part = part_of(self.first, self.foresee)
             del self.first
         else:
-            part = part_of(self._make(number), self.believe)
+            part = part_of(self._make(number), self.foresee)
         if self._count == 1:
             self._loaders[number] = lambda: part
         elif self._keeps:
@@ -111,7 +112,7 @@ def kept(part: Part) -> Callable[[], Part]:
     """What reads the part back from disk. Raises OSError where it cannot be written."""
     file = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as what reads it
     try:
-        places = [(f.name, _write(file, column.numpy())) for f in fields(part) if (column := getattr(part, f.name)) is not None]
+        places = [(f.name, _write(file, getattr(part, f.name).numpy())) for f in fields(part)]
         file.flush()
     except OSError:
         with suppress(OSError):  # what it still holds has no place, either
@@ -119,8 +120,7 @@ def kept(part: Part) -> Callable[[], Part]:
         raise
 
     def load() -> Part:
-        columns: dict[str, Any] = {name: _read(file, *place) for name, place in places}
-        return Part(**{"believed_LS": None, **columns})
+        return Part(**{name: _read(file, *place) for name, place in places})
 
     return load
 

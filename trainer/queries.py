@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 from model.artifact import Model
 from model.statistics import STATISTICS
 from model.targets import Target
-from trainer.dataset import features, statistics_after
 from trainer.history import History, read_table
 from trainer.inputs import duration_ms, time_ms
-from trainer.material import hidden_along
+from trainer.material import states_along
 
 BLOCK_EVENTS = 200_000
 """Events stepped over at once (about 1 kB each), whole users at a time."""
@@ -164,9 +163,7 @@ def _states(model: Model, history: History, event: NDArray[np.int64]) -> Iterato
         part = history.where(chosen)
         place = np.cumsum(chosen) - 1
         rows = np.concatenate([asked[first_asked[u] : first_asked[u + 1]] for u in users])
-        steps = features(part, model.vocabulary, model.scaling)
-        hidden_EH = hidden_along(model.network, steps, part)
-        stats = statistics_after(part, model.vocabulary)
+        hidden_EH, stats = states_along(model, part)
         local = place[event[rows]]
         yield rows, hidden_EH[torch.from_numpy(local)], stats[local]
 

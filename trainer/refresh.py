@@ -81,8 +81,8 @@ def refresh(
         known = history.of_users(role_U != Role.judge)
         moments = to_learn_from(known, model.sets, split.begin_ms, split.end_ms, rng)
         moments.weight *= fading(moments.at_ms, split.end_ms, half_lives_ms[0]).astype(np.float32)
-        material = prepare(known, moments, model.vocabulary, model.scaling, edges_ms, network.clock)
-        hidden_EH = hidden_along(network, material.steps, known)
+        material = prepare(known, moments, model.vocabulary, model.scaling, edges_ms, network.clock, network.visits)
+        hidden_EH = hidden_along(network, material.steps, known, material.gap_EK)
         stops_U = role_U[role_U != Role.judge] == Role.stopper
         hazard_KB = evaluate.constant_hazards(material, edges_ms)
     with metrics.timed("fit"):

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from model.network import Network
+from model.network import Network, told
 from trainer.dataset import by_rank
 from trainer.parts import Part, Parts
 from trainer.stage import Run
@@ -29,10 +29,10 @@ SCALED_BY = 50_000
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """Some moments: inputs_LF, base_LX (logits that follow from the belief, where there is one), and what `Objective` takes."""
+    """Some moments: inputs_LF, base_LJX (logits that follow from the cells), and what `Objective` takes."""
 
     inputs_LF: torch.Tensor
-    base_LX: torch.Tensor | None
+    base_LJX: torch.Tensor
     event_LKB: torch.Tensor
     mask_LKB: torch.Tensor
     observed_L: torch.Tensor
@@ -60,12 +60,9 @@ class Served:
 
         event = part.event_L.index_select(0, rows)
         hidden, readout = self._hidden_EH.index_select(0, event).to(network.device), taken(part.readout_LR)
-        outcomes = (taken(part.event_LKB), taken(part.mask_LKB), taken(part.observed_L), taken(part.weight_L))
-        if part.believed_LS is None:
-            return Asked(torch.cat([hidden, readout], 1), None, *outcomes)
-        believed = taken(part.believed_LS)
-        base = network.base(believed)
-        return Asked(torch.cat([hidden, believed.sqrt(), base / 5, readout], 1), base, *outcomes)
+        base_LJX = taken(part.base_LJX)
+        inputs_LF = torch.cat([hidden, told(taken(part.believed_LS), base_LJX), readout], 1)
+        return Asked(inputs_LF, base_LJX, taken(part.event_LKB), taken(part.mask_LKB), taken(part.observed_L), taken(part.weight_L))
 
     @property
     def mean_weight(self) -> float:

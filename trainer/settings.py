@@ -70,6 +70,9 @@ class TrainerSettings(Settings):
     belief_states: int = Field(
         16, ge=0, le=64, description="latent states of the belief cell, a learned Markov model of the stream beside the units; 0: none"
     )
+    rhythm_classes: int = Field(
+        16, ge=0, le=64, description="classes of the rhythm cell, a learned mixture of when users come back, for each event set; 0: none"
+    )
     belief_steps: int = Field(1600, gt=0, description="steps of the belief cell's fitting by likelihood; a warm start takes a quarter")
     head: int = Field(96, gt=0, description="units of the heads' shared layer, dealt out to the members of a committee")
     dropout: float = Field(0.2, ge=0, lt=1, description="share of units dropped in training")

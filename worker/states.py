@@ -230,7 +230,7 @@ class Histories:
     def hidden(self) -> NDArray[np.int16]:
         """(N, Z) states, at rest."""
         network = self._model.network
-        columns = network.inputs(self._features)
+        columns = network.inputs(self._features, network.visits.gaps(self._statistics()[0], self._features.slot, self._features.time_ms))
         state = torch.zeros(self._users, network.state_size, device=network.device)
         for who, event in self._rounds:
             users = torch.from_numpy(who).to(state.device)
@@ -240,9 +240,14 @@ class Histories:
 
     def statistics(self) -> NDArray[np.void]:
         """(N,) statistics."""
+        return self._statistics()[1]
+
+    def _statistics(self) -> tuple[NDArray[np.void], NDArray[np.void]]:
+        """(E,) before each event, and (N,) after the last."""
+        before = np.zeros(len(self._events), statistics.STATISTICS)
         stats = np.zeros(self._users, statistics.STATISTICS)
         for who, event in self._rounds:
-            own = stats[who]
+            before[event] = own = stats[who]
             statistics.update(own, self._features.slot[event], self._events["time_ms"][event], self._events["value"][event])
             stats[who] = own
-        return stats
+        return before, stats

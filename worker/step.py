@@ -68,9 +68,9 @@ def step(
         previous = Previous(seen, prefix["statistics"]["last_ms"], *(prior[name] for name in COLUMNS[:-1]))
         columns = tuple(getattr(events, name)[index] for name in COLUMNS)
         features = step_features(model.vocabulary, model.scaling, previous, time_ms, *columns)
-        quantised = quantise(model.network.step(dequantise(record["hidden"]), features).cpu().numpy())
-        record["hidden"] = quantised
         own = prefix["statistics"]
+        quantised = quantise(model.network.step(dequantise(record["hidden"]), features, own).cpu().numpy())
+        record["hidden"] = quantised
         attributes = None if events.attributes is None else events.attributes[index]
         statistics.update(own, features.slot, time_ms, events.value[index], attributes, model.vocabulary.used)
         for name, column in zip(COLUMNS, columns, strict=True):
