@@ -38,6 +38,7 @@ from trainer.parts import Parts
 from trainer.served import Asked, Feed
 from trainer.stage import Run, adam, learning_rate_share, set_step_size
 from trainer.standard import Standardise
+from trainer.trend import follow_trend
 
 logger = logging.getLogger(__name__)
 
@@ -218,6 +219,8 @@ def fit_heads(
     for _ in _trained(committee, feed, passes, math.inf, "chosen heads", run):
         pass
     committee.merge(network, shares.tolist())
+    shift_K = follow_trend(network, train[0], np.array(grid(run.settings.targets)), run.rng)
+    logger.info("heads: levels moved by the trend: %s", ", ".join(f"{shift:+.2f}" for shift in shift_K))
 
 
 def _committee(

@@ -3,7 +3,7 @@
 There are two panels, and each has its half of the say:
 
 1. the newest days, of everybody. What has changed shows here alone; but outcomes are known of short horizons only, so each is shortened to
-   half of these days;
+   half of these days. Heads are not judged by their level there: it is moved to that of the newest days at last (`trainer.trend`);
 2. users held out, on all days before. Here horizons close; but what is true of these days need not be of the next.
 
 Axis letters as in `trainer.committee`.
@@ -31,6 +31,7 @@ MOMENTS = 60_000
 """Of the newest days that are looked at, at most."""
 LEAST_OUTCOMES = 30
 """Moments with, and moments without, an outcome that a target takes to have a say."""
+LEVEL_STEPS = 3
 ROUNDS = 12
 """Of adding a member to a mixture: its finest share is a twelfth."""
 
@@ -39,9 +40,10 @@ Says = Callable[[torch.Tensor, torch.Tensor], Sequence[torch.Tensor]]
 
 
 class Panel:
-    """A sample of the moments of some material, the same for all."""
+    """A sample of the moments of some material, the same for all. levels: whether heads are judged by their level, too."""
 
-    def __init__(self, network: Network, material: Material, foresee: Foresight, run: Run) -> None:
+    def __init__(self, network: Network, material: Material, foresee: Foresight, run: Run, levels: bool) -> None:
+        self._levels = levels
         moments, targets = material.moments, run.settings.targets
         chosen = np.sort(np.random.default_rng(run.settings.seed).permutation(len(moments))[: MOMENTS // run.team.size])
         self._team, sets = run.team, event_sets(targets)
@@ -67,12 +69,24 @@ class Panel:
         """Mean over the targets of the log-loss at their horizons; None where no target has outcomes enough."""
         p_LT = probabilities(logits_LKB, *self._targets).double().clamp(1e-6, 1 - 1e-6).cpu().numpy()
         weight_LT = self._weight_L[:, None] * self._closed_LT
+        if not self._levels:
+            p_LT = self._levelled(p_LT, weight_LT)
         loss_T = (-np.log(np.where(self._outcome_LT, p_LT, 1 - p_LT)) * weight_LT).sum(0)
         hits_T = (self._outcome_LT & self._closed_LT).sum(0)
         figures = np.stack([loss_T, weight_LT.sum(0), hits_T, self._closed_LT.sum(0)])
         loss_T, weight_T, hits_T, closed_T = np.array(self._team.total(*figures.ravel().tolist())).reshape(figures.shape)
         told_T = np.minimum(hits_T, closed_T - hits_T) >= LEAST_OUTCOMES
         return float(np.mean(loss_T[told_T] / weight_T[told_T])) if told_T.any() else None
+
+    def _levelled(self, p_LT: NDArray[np.float64], weight_LT: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The same, with each target's log-odds moved to its outcomes, by Newton's method."""
+        odds_LT, shift_T = np.log(p_LT / (1 - p_LT)), np.zeros(p_LT.shape[1])
+        for _ in range(LEVEL_STEPS):
+            p_LT = 1 / (1 + np.exp(-(odds_LT + shift_T)))
+            score = np.stack([weight_LT * (self._outcome_LT - p_LT), weight_LT * p_LT * (1 - p_LT)]).sum(1)
+            score_T, curvature_T = np.array(self._team.total(*score.ravel().tolist())).reshape(score.shape)
+            shift_T += np.clip(score_T / np.maximum(curvature_T, 1e-9), -1, 1)
+        return (1 / (1 + np.exp(-(odds_LT + shift_T)))).clip(1e-6, 1 - 1e-6)
 
     @torch.inference_mode()
     def loss_of_waits(self, logits_LKB: torch.Tensor) -> float:
@@ -87,10 +101,11 @@ Logits = tuple[torch.Tensor, ...]
 
 
 class Jury:
-    """Panels of like weight. One whose outcomes are too few has no say."""
+    """Panels of like weight, of which the first is the newest days', if there are two. One whose outcomes are too few has no say."""
 
     def __init__(self, network: Network, validation: Sequence[Material], foresee: Foresight, run: Run) -> None:
-        self._panels = [Panel(network, material, foresee, run) for material in validation]
+        newest = validation[0] if len(validation) > 1 else None
+        self._panels = [Panel(network, material, foresee, run, levels=material is not newest) for material in validation]
 
     def hear(self, says: Says) -> list[Logits]:
         """What each member says."""
