@@ -200,12 +200,10 @@ class Network(nn.Module):
             self.visits = Visits(self.members_KV.cpu().numpy())
             self.lasts_KGCE = self.encoder.rhythm.outlook(self.edges_ms)
 
-    def logits(
-        self, state_NZ: torch.Tensor, readout_NR: torch.Tensor, silence: Silence, head: nn.Module | None = None
-    ) -> torch.Tensor:
+    def logits(self, state_NZ: torch.Tensor, readout_NR: torch.Tensor, silence: Silence, head: nn.Module | None = None) -> torch.Tensor:
         """(N, K, B) hazard logits of users who have been silent since the event of their state."""
-        _, *roots = self.encoder.split(state_NZ)
-        return self.answer(state_NZ[:, : self.shape.hidden], *self.foresee(*roots, silence), readout_NR, head)
+        _, root_NS, root_NY = self.encoder.split(state_NZ)
+        return self.answer(state_NZ[:, : self.shape.hidden], *self.foresee(root_NS, root_NY, silence), readout_NR, head)
 
     def answer(
         self,
@@ -215,7 +213,7 @@ class Network(nn.Module):
         readout_NR: torch.Tensor,
         head: nn.Module | None = None,
     ) -> torch.Tensor:
-        """(N, K, B) hazard logits. believed_NS, base_NJX: as `foresee` has them. head: a `narrow_head`, if the readout is of fewer slots."""
+        """(N, K, B) hazard logits. believed_NS, base_NJX: as `foresee` has them. head: a `narrow_head`, if the readout is narrow."""
         out: torch.Tensor = (head or self.head)(torch.cat([hidden_NH, told(believed_NS, base_NJX), readout_NR], dim=1))
         return self.trusting(out, base_NJX).view(-1, self.shape.sets, self.shape.bins)
 

@@ -6,9 +6,9 @@ share that never ends of those who leave. (Renewal processes: Cox 1962; a mixtur
 semi-Markov model: Yu, Artificial Intelligence 174, 2010.) The belief cell (`model.belief`) cannot say this: its states forget how long a
 silence has lasted.
 
-What is believed of a user is a distribution over the classes. A gap that ends multiplies it by each class's mass at the gap's length, and a
-silence of x that goes on, by each class's survival; then no event comes within u with the probability sum w S(x + u) / sum w S(x). Gaps have
-LEVELS lengths, whole days among their ends, so that every step and every answer is a row of a table.
+What is believed of a user is a distribution w over the classes. A gap that ends multiplies it by each class's mass at the gap's length,
+and a silence of x that goes on, by each class's survival S; no event comes within u with the probability sum w S(x + u) / sum w S(x). Gaps
+have LEVELS lengths, whole days among their ends, so that every step and every answer is a row of a table.
 
 A visit is an event of the set after more than VISIT_GAP_MS without one. The wait for a set's first event, from a user's first event of any
 kind, has a distribution of its own ("first": kind 0; gaps: kind 1).

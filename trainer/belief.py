@@ -26,7 +26,6 @@ from model.belief import SLOWEST, Belief, levels
 from model.clock import EVEN, Clock
 from model.hazards import DAY_MS
 from model.statistics import SLOTS
-from trainer.dataset import by_rank
 from trainer.history import History
 
 BATCH_EVENTS, LEAST_BATCHES = 12_288, 12

@@ -85,7 +85,7 @@ def train(
             train_history = first.before(split.validation_ms)
         types = team.first_says(choose_vocabulary(train_history.types, sets, champion.manifest.vocabulary if champion else ()))
         vocabulary, edges_ms = Vocabulary(types), grid(targets)
-        shape = Shape(settings.hidden, settings.head, len(sets), len(edges_ms), settings.dropout, settings.encoder, settings.belief_states, settings.rhythm_classes)
+        shape = shape_of(settings, len(sets), len(edges_ms))
         inherits = champion is not None and same_units(Shape(**champion.manifest.shape), shape)
         scaling = team.first_says(champion.scaling if champion and inherits else fit_scaling(train_history.value))
         pace_W = team.first_says(pace_of(train_history.user, train_history.time_ms)) if shape.belief else np.ones(HOURS)
@@ -154,6 +154,11 @@ def train(
         window=Window(start_ms=split.begin_ms, end_ms=split.test_ms, users=users, events=known_events),
     )
     return Challenger(Model(network, manifest, vocabulary, scaling), hazard_KB, fitted)
+
+
+def shape_of(settings: TrainerSettings, sets: int, bins: int) -> Shape:
+    cells = {"belief": settings.belief_states, "rhythm": settings.rhythm_classes}
+    return Shape(settings.hidden, settings.head, sets, bins, settings.dropout, settings.encoder, **cells)
 
 
 def start_at(network: Network, hazard_KB: np.ndarray[Any, np.dtype[np.float64]]) -> None:

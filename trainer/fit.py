@@ -9,7 +9,6 @@ On one thread if need be, and within a time budget.
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

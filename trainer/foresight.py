@@ -53,7 +53,7 @@ def _foreseen(network: Network, material: Material) -> tuple[torch.Tensor, torch
     believed_LS = torch.empty(len(moments), shape.belief)
     base_LJX = torch.empty(len(moments), shape.cells, shape.sets * shape.bins)
     for i in range(0, len(moments), BLOCK):
-        rows = slice(i, i + BLOCK)
-        event = torch.from_numpy(moments.event[rows])
-        believed_LS[rows], base_LJX[rows] = network.foresee(root_ES[event], root_EY[event], material.silence[rows])
+        some = slice(i, i + BLOCK)
+        event = torch.from_numpy(moments.event[some])
+        believed_LS[some], base_LJX[some] = network.foresee(root_ES[event], root_EY[event], material.silence[some])
     return believed_LS, base_LJX

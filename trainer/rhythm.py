@@ -1,8 +1,8 @@
-"""Fitting the rhythm cell: expectation-maximisation over users' visits (Dempster, Laird & Rubin 1977; of hidden semi-Markov models: Yu 2010).
+"""Fitting the rhythm cell: expectation-maximisation over users' visits (Dempster, Laird & Rubin 1977; Yu 2010).
 
 Each round says how likely each class is in each gap of each user, by the whole of the user's window; then each class's hazards are counted
-anew: gaps that ended at a level, over those that lasted until there. What a class has few gaps of is drawn to its neighbouring levels, and
-these to all classes.
+anew: gaps that ended at a level, over those that lasted until there. Where a class has few gaps, its hazard is drawn to those of the
+neighbouring levels, and these to all classes'.
 
 Axis letters as in `model.rhythm`; U users, E events, L gaps that ended, in order of users and time.
 """
@@ -10,12 +10,13 @@ Axis letters as in `model.rhythm`; U users, E events, L gaps that ended, in orde
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model.rhythm import LEVELS, Rhythm, Visits
+from model.rhythm import KINDS, LEVELS, Rhythm, Visits
 from trainer.dataset import by_rank, statistics_after
 from trainer.material import Material
 
@@ -77,10 +78,11 @@ def _mixture(gaps: Gaps, classes: int, rng: np.random.Generator) -> tuple[Floats
         hazard = _hazards(row, w_LC, last, w_UC)
         survival = np.cumprod(1 - hazard, axis=1)
         before = np.concatenate([np.ones_like(survival[:, :1]), survival[:, :-1]], 1)
-        mass_XC = (before * hazard).clip(1e-9).reshape(2 * LEVELS, classes)
-        lasts_XC = (before * np.sqrt(1 - hazard)).clip(1e-9).reshape(2 * LEVELS, classes)
+        mass_XC = (before * hazard).clip(1e-9).reshape(KINDS * LEVELS, classes)
+        lasts_XC = (before * np.sqrt(1 - hazard)).clip(1e-9).reshape(KINDS * LEVELS, classes)
         w_LC, w_UC, prior, switch = _expected(row, bounds, last, mass_XC, lasts_XC, prior, switch)
-    return survival.transpose(0, 2, 1), prior, float(switch)
+    survival_ICG: Floats = survival.transpose(0, 2, 1).astype(np.float64)
+    return survival_ICG, prior, float(switch)
 
 
 def _first_guess(
@@ -108,8 +110,12 @@ def _first_guess(
 def _hazards(row: NDArray[np.int64], w_LC: Floats, last: NDArray[np.int64], w_UC: Floats) -> Floats:
     """(I, G, C) of each kind, level and class, from how likely each class is in each gap."""
     classes = w_LC.shape[1]
-    ended, lasting = (np.stack([np.bincount(r, w[:, c], 2 * LEVELS) for c in range(classes)], 1) for r, w in ((row, w_LC), (last, w_UC)))
-    ended, lasting = ended.reshape(2, LEVELS, classes), lasting.reshape(2, LEVELS, classes)
+
+    def counted(row_N: NDArray[np.int64], w_NC: Floats) -> Floats:
+        count_XC: Floats = np.stack([np.bincount(row_N, w_C, KINDS * LEVELS) for w_C in w_NC.T], 1)
+        return count_XC.reshape(KINDS, LEVELS, classes)
+
+    ended, lasting = counted(row, w_LC), counted(last, w_UC)
     over = np.cumsum((ended + lasting)[:, ::-1], 1)[:, ::-1]  # lasted until this level, at least
     risk = over - 0.5 * lasting
     of_all = (_smooth(ended.sum(2, keepdims=True)) + 1e-3) / (_smooth(risk.sum(2, keepdims=True)) + 1)
@@ -140,7 +146,7 @@ def _expected(
     mass_LC, lasts_UC = mass_XC[row], lasts_XC[last]
     after_LC = np.empty_like(mass_LC)
     w_UC = np.tile(prior, (len(last), 1))
-    for a, b in zip(bounds, bounds[1:], strict=False):
+    for a, b in pairwise(bounds):
         after = w_UC[: b - a] * mass_LC[a:b]
         total = after.sum(1, keepdims=True)
         after_LC[a:b] = after = after / total
@@ -151,7 +157,7 @@ def _expected(
     ahead_UC = lasts_UC / lasts_UC.max(1, keepdims=True)
     w_LC, switches = np.empty_like(mass_LC), 0.0
     into = np.zeros_like(prior)
-    for a, b in zip(bounds[-2::-1], bounds[:0:-1], strict=False):
+    for b, a in pairwise(bounds[::-1]):
         ahead = ahead_UC[: b - a]
         changed = switch * (ahead @ prior)[:, None]
         both = (1 - switch) * ahead + changed

@@ -19,8 +19,9 @@ from torch import nn
 from model.hazards import DAY_MS
 from model.network import Network
 from trainer.levels import beyond_noise
+from trainer.material import BLOCK
 from trainer.parts import Part
-from trainer.served import Served
+from trainer.served import Asked, Served
 
 BLOCKS, SHORTEST_MS = 20, 7 * DAY_MS
 """Blocks of a window, at most, and how short one may be: whole weeks, or weekends would be a trend."""
@@ -39,7 +40,8 @@ def follow_trend(network: Network, part: Part, edges_ms: NDArray[np.int64], rng:
     if not len(part):
         return shift_K
     rows = np.sort(rng.permutation(len(part))[:MOMENTS])
-    logits_LKB, asked = _logits(network, part, torch.from_numpy(rows))
+    asked = Served(network, part)(torch.from_numpy(rows))
+    logits_LKB = _logits(network, asked)
     observed_L = part.observed_L.numpy()[rows]
     block_ms = max(SHORTEST_MS, int(observed_L.max()) // BLOCKS)
     begin_ms = np.concatenate([[0], edges_ms[:-1]])
@@ -65,7 +67,7 @@ def follow_trend(network: Network, part: Part, edges_ms: NDArray[np.int64], rng:
 def _shifts(z: Floats, event: Floats, weight: Floats, block: NDArray[np.int64]) -> tuple[Floats, Floats]:
     """(W,) what has to be added to the logits `z` in each block, by Newton's method; (W,) outcomes."""
     blocks = BLOCKS + 1
-    outcomes_W = np.bincount(block, event, blocks)
+    outcomes_W: Floats = np.bincount(block, event, blocks).astype(np.float64)
     shift_W = np.zeros(blocks)
     for _ in range(STEPS):
         p = 1 / (1 + np.exp(-(z + shift_W[block])))
@@ -96,10 +98,11 @@ def line_at_the_end(age_W: Floats, shift_W: Floats) -> tuple[float, float]:
 
 
 @torch.inference_mode()
-def _logits(network: Network, part: Part, rows: torch.Tensor):
-    asked = Served(network, part)(rows)
+def _logits(network: Network, asked: Asked) -> torch.Tensor:
+    """(L, K, B) of the network's heads, on the CPU."""
     parts = []
-    for some in torch.arange(len(rows)).split(8192):
+    for i in range(0, len(asked), BLOCK):
+        some = slice(i, i + BLOCK)
         out = network.trusting(network.head(asked.inputs_LF[some]), asked.base_LJX[some])
         parts.append(out.view(-1, network.shape.sets, network.shape.bins).cpu())
-    return torch.cat(parts), asked
+    return torch.cat(parts)
