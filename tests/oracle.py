@@ -138,7 +138,7 @@ class Oracle:
             np.array([value], np.float32),
         )
         features = step_features(self.model.vocabulary, self.model.scaling, previous, *columns)
-        hidden = self.model.network.step(user.hidden, features).numpy()
+        hidden = self.model.network.step(user.hidden, features, stats).numpy()
         user.hidden = np.rint(np.clip(hidden, -1, 1) * STEP).astype(np.float32) / np.float32(STEP)
         statistics.update(stats, features.slot, columns[0], columns[5], attributes)
         user.history.append((int(stats["last_ms"][0]), type_hash, item_hash, category_hash, session_hash, value))

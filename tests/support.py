@@ -22,6 +22,7 @@ from model.features import Vocabulary
 from model.hazards import DEFAULT_EDGES_MS
 from model.network import Network, Shape
 from model.registry import Registry
+from model.rhythm import Rhythm
 from model.targets import DEFAULT_TARGETS, Target, event_sets
 
 ROOT = Path(__file__).parent.parent
@@ -42,7 +43,7 @@ def publish_model(
 ) -> Model:
     """A model with random weights, lively enough that scores differ between users, published and promoted."""
     torch.manual_seed(seed)
-    shape = Shape(hidden=hidden, head=16, sets=len(event_sets(targets)), bins=len(DEFAULT_EDGES_MS), dropout=0.0, belief=6)
+    shape = Shape(hidden=hidden, head=16, sets=len(event_sets(targets)), bins=len(DEFAULT_EDGES_MS), dropout=0.0, belief=6, rhythm=4)
     network = Network(shape)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
@@ -51,6 +52,8 @@ def publish_model(
             else:
                 parameter.mul_(2.0)
         network.head[-1].weight.normal_(0, 0.2)
+        fill(network.encoder.rhythm)
+        network.trust_J.copy_(torch.tensor([0.6, 0.4]))
     if encoder_of:
         network.encoder.load_state_dict(encoder_of.network.encoder.state_dict())
     network.ask(event_sets(targets), DEFAULT_EDGES_MS, Vocabulary(TYPES))
@@ -73,6 +76,15 @@ def publish_model(
     if promote:
         place.promote(version, reason="test", by="test")
     return place.load(version)
+
+
+def fill(rhythm: Rhythm) -> None:
+    """Tables of classes that come back at very different paces."""
+    rate_KIC1 = torch.exp(torch.empty(*rhythm.survival_KICG.shape[:3], 1).uniform_(-7, -2))
+    rhythm.survival_KICG.copy_(torch.exp(-rate_KIC1 * torch.rand(rhythm.survival_KICG.shape).mul(2).cumsum(3)))
+    rhythm.prior_KC.copy_(torch.randn(rhythm.prior_KC.shape).softmax(1))
+    rhythm.switch_K.copy_(torch.linspace(0.01, 0.2, rhythm.sets))
+    rhythm.refresh()
 
 
 def events(count: int, users: int, seed: int = 0, step_ms: int = 60_000, start_ms: int = START_MS) -> list[tuple[bytes, bytes]]:

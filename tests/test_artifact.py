@@ -22,6 +22,7 @@ from model import artifact, hazards
 from model.artifact import ArtifactError, Manifest, Model, encoder_id
 from model.belief import levels
 from model.features import Scaling
+from model.network import Silence
 from model.registry import Pointer, Registry, new_version
 from model.statistics import SLOTS, STATISTICS, readout, update
 from model.targets import Target
@@ -68,8 +69,8 @@ def test_a_scorer_answers_as_the_whole_network(files: tuple[bytes, bytes]) -> No
     hidden = rng.random((50, model.network.state_size), np.float32)
     scorer = model.scorer()
     with torch.inference_mode():
-        level = torch.from_numpy(levels(at_ms - stats["last_ms"]))
-        logits = model.network.logits(torch.from_numpy(hidden), readout(stats, at_ms), level)
+        silence = Silence(torch.from_numpy(levels(at_ms - stats["last_ms"])), torch.from_numpy(model.network.visits.silences(stats, at_ms)))
+        logits = model.network.logits(torch.from_numpy(hidden), readout(stats, at_ms), silence)
         tensors = hazards.target_tensors(scorer.targets, model.sets, model.manifest.edges_ms)
         expected = hazards.probabilities(logits, *tensors)
     assert model.vocabulary.used < SLOTS

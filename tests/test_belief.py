@@ -7,10 +7,15 @@ import torch
 from demo.attainable import Filter, outcome_by_state
 from demo.shop import Law, shop_law, simulate
 from model.belief import LEVEL_MS, LEVELS, Belief, levels
+from model.features import StepFeatures
 from model.hazards import DAY_MS, HOUR_MS
+from model.network import Network, Shape, Silence
 from model.statistics import SLOTS
-from trainer.belief import JITTER, LIVELIER, Streams, _LogLikelihood, believed, double, fit_anew, fit_belief, start
+from trainer.belief import JITTER, LIVELIER, Streams, _LogLikelihood, double, fit_anew, fit_belief, start
+from trainer.dataset import Landmarks
+from trainer.foresight import foresight
 from trainer.history import History
+from trainer.material import Material
 
 START_MS = 1_760_000_000_000
 
@@ -47,6 +52,20 @@ def streams(users: int, days: int, seed: int = 0) -> tuple[Streams, Filter, np.n
     return known, Filter(law, shop), codes[user]
 
 
+def believed(belief: Belief, known: Streams, age_ms: int) -> torch.Tensor:
+    """(E, S) so long after each event."""
+    history = known.history
+    network = Network(Shape(hidden=1, head=1, belief=belief.states))
+    network.encoder.belief = belief
+    at_ms, zero = history.time_ms + age_ms, np.zeros(len(history), np.int64)
+    gap_ms = np.diff(history.time_ms, prepend=0) * history.has_previous
+    steps = StepFeatures(known.slot, zero, zero, np.zeros((len(history), 0), np.float32), gap_ms, history.time_ms)
+    moments = Landmarks(np.arange(len(history)), at_ms, np.ones(len(history), np.float32), zero[:, None], zero)
+    silence = Silence(torch.from_numpy(levels(at_ms - history.time_ms)), torch.zeros(len(history), 0))
+    no_rhythm, unread = np.zeros((len(history), 0), np.int64), torch.empty(0)
+    return foresight(network)(Material(history, moments, steps, unread, silence, no_rhythm, unread, unread))[0]
+
+
 def test_levels_are_near_and_never_fall() -> None:
     gaps = np.array([0, 1, 20_000, HOUR_MS, DAY_MS, 30 * DAY_MS, 10_000 * DAY_MS])
     level = levels(gaps)
@@ -59,10 +78,9 @@ def test_levels_are_near_and_never_fall() -> None:
 def test_with_the_shops_law_it_is_the_exact_filter() -> None:
     known, exact, code = streams(60, 60)
     belief = of_law(shop_law())
-    event = np.arange(len(known.cell))
     for age_ms in (0, DAY_MS, 20 * DAY_MS):
         at_ms = known.history.time_ms + age_ms
-        ours = believed(belief, known, event, torch.from_numpy(levels(np.full(len(event), age_ms))))
+        ours = believed(belief, known, age_ms)
         # The filter is asked just after an event: where another follows within the age, it knows of it.
         alone = np.append(known.history.time_ms[1:] > at_ms[:-1], True) | ~np.append(known.history.has_previous[1:], False)
         theirs = exact.belief(code[alone], at_ms[alone])

@@ -9,15 +9,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from support import fill
 from trainer_support import NOW, START_MS, quick_settings, shop_table
 
 from model.features import Scaling, Vocabulary
-from model.hazards import DAY_MS, HOUR_MS
+from model.hazards import DAY_MS, DEFAULT_EDGES_MS, HOUR_MS
 from model.network import Network, Shape
 from model.statistics import readout
 from model.targets import DEFAULT_TARGETS, event_sets
 from trainer.challenger import Challenger, Split, train
-from trainer.dataset import features, landmarks, statistics_after
+from trainer.dataset import features, gaps_ended, landmarks, statistics_after
 from trainer.history import History, from_table
 from trainer.material import hidden_along
 from trainer.metrics import Metrics
@@ -78,10 +79,14 @@ def table() -> pa.Table:
 def said_before(history: History) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
     """All that is computed of moments before T, by someone who has the whole history."""
     known = history.time_ms < T_MS
-    after, steps = statistics_after(history, VOCABULARY), features(history, VOCABULARY, SCALING)
+    steps = features(history, VOCABULARY, SCALING)
+    after = statistics_after(history, steps.slot)
     moments = landmarks(history, SETS, START_MS, T_MS, np.random.default_rng(0))
     torch.manual_seed(0)
-    network = Network(Shape(hidden=8, head=8)).eval()
+    network = Network(Shape(hidden=8, head=8, belief=3, rhythm=3)).eval()
+    fill(network.encoder.rhythm)
+    network.ask(SETS, DEFAULT_EDGES_MS, VOCABULARY)
+    gap_EK = gaps_ended(network.visits, history, steps.slot, after)
     return {
         "user": np.array(history.user_ids)[history.user[known]],
         "statistics": np.frombuffer(after[known].tobytes(), np.uint8),
@@ -89,7 +94,9 @@ def said_before(history: History) -> dict[str, np.ndarray]:  # type: ignore[type
         "moments' events": (np.cumsum(known) - 1)[moments.event],
         **{name: getattr(moments, name) for name in ("at_ms", "weight", "wait_ms", "observed_ms")},
         "readout": readout(after[moments.event], moments.at_ms).numpy(),
-        "hidden states": hidden_along(network, steps, history)[torch.from_numpy(known)].numpy(),
+        "gaps": gap_EK[known],
+        "silences": network.visits.silences(after[moments.event], moments.at_ms),
+        "hidden states": hidden_along(network, steps, history, gap_EK)[torch.from_numpy(known)].numpy(),
     }
 
 

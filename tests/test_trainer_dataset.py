@@ -20,6 +20,7 @@ from model.features import Scaling, Vocabulary
 from model.hazards import DAY_MS, HOUR_MS
 from model.statistics import STATISTICS, update
 from trainer.dataset import (
+    AFTER_MS,
     ASKS,
     OLDEST_MS,
     YOUNGEST_MS,
@@ -74,7 +75,7 @@ def test_log_order_and_effective_time(rows: list[tuple[str, str, int]]) -> None:
 def test_statistics_are_those_of_one_event_after_the_other(rows: list[tuple[str, str, int]], data: st.DataObject) -> None:
     values = data.draw(st.lists(st.one_of(st.none(), st.floats(-1e4, 1e4, width=32)), min_size=len(rows), max_size=len(rows)))
     history = from_table(events_table(rows, values))
-    after = statistics_after(history, VOCABULARY)
+    after = statistics_after(history, VOCABULARY.slots(history.type_hash))
     slot = VOCABULARY.slots(history.type_hash)
     for user in range(history.users):
         state = np.zeros(1, STATISTICS)
@@ -104,7 +105,7 @@ def test_moments_and_what_came_after_them(rows: list[tuple[str, str, int]], begi
     assert (moments.at_ms < end_ms).all()
     assert np.array_equal(moments.observed_ms, end_ms - moments.at_ms)
     assert (moments.weight > 0).all()
-    right_after = np.flatnonzero(moments.at_ms == history.time_ms[moments.event])
+    right_after = np.flatnonzero(moments.at_ms == history.time_ms[moments.event] + AFTER_MS)
     over = np.append((np.diff(history.time_ms) > 0) | (np.diff(history.user) > 0), True)  # the last of a user's events at one time
     inside = np.flatnonzero((history.time_ms >= begin_ms) & (history.time_ms < end_ms) & over)
     assert moments.event[right_after].tolist() == inside.tolist()
@@ -157,7 +158,7 @@ def test_nothing_knows_its_future(rows: list[tuple[str, str, int]], day: int, se
     mixed = from_table(events_table([*rows, *((u, "purchase", end_ms + i) for i, (u, _, _) in enumerate(rows))])).before(end_ms)
     alone = from_table(events_table(past))
     assert mixed.time_ms.tolist() == alone.time_ms.tolist()
-    assert np.array_equal(statistics_after(mixed, VOCABULARY), statistics_after(alone, VOCABULARY))
+    assert np.array_equal(*(statistics_after(h, VOCABULARY.slots(h.type_hash)) for h in (mixed, alone)))
     for ask in (landmarks, scheduled):
         one, other = (ask(h, SETS, START_MS, end_ms, np.random.default_rng(seed)) for h in (mixed, alone))
         for name in ("event", "at_ms", "weight", "observed_ms", "wait_ms"):
@@ -179,7 +180,7 @@ def test_silent_ages_are_asked_about_as_a_worker_does() -> None:
         moments = landmarks(history, SETS, START_MS, end_ms, np.random.default_rng(seed))
         for event, at_ms, weight in zip(moments.event, moments.at_ms, moments.weight, strict=True):
             age_ms = at_ms - history.time_ms[event]
-            if age_ms:
+            if age_ms > AFTER_MS:
                 bin_ = int(3 * np.log(age_ms / YOUNGEST_MS) / np.log(OLDEST_MS / YOUNGEST_MS))
                 asked[(event, bin_)] = asked.get((event, bin_), 0) + weight / rounds
     for (event, bin_), count in asked.items():
@@ -312,7 +313,7 @@ def test_attributes_in_files_of_every_kind(tmp_path: Path, name: str, write: Cal
     assert history.session_hash.tolist() == [stable_hash(f"s{i // 2}") for i in range(3)]
     expected = as_rows([hashes_of(json.dumps(each).encode()) for each in ATTRIBUTE_ROWS])
     np.testing.assert_array_equal(history.attributes, expected)
-    stats = statistics_after(history, VOCABULARY)
+    stats = statistics_after(history, VOCABULARY.slots(history.type_hash))
     np.testing.assert_array_equal(stats["attributes"], expected[[0, 0, 2]])  # the newest that were carried
 
 

@@ -26,6 +26,7 @@ from trainer.batches import Carried, pack
 from trainer.challenger import train
 from trainer.dataset import choose_vocabulary, fit_scaling, landmarks
 from trainer.distributed import ALONE, Team, joined
+from trainer.foresight import nothing
 from trainer.history import History
 from trainer.material import prepare
 from trainer.metrics import Metrics
@@ -84,7 +85,7 @@ def step(team: Team, history: History) -> dict[str, Any]:
     first = np.searchsorted(moments.event, np.arange(len(history) + 1))
     begins, ends = history.first[:-1][:31], history.first[1:][:31]
     batch = pack(begins[team.rank :: team.size], ends[team.rank :: team.size], moments.event, first)
-    part, settings = part_of(material, lambda _: None), TrainerSettings(gradient_norm=1e9, device="cpu")
+    part, settings = part_of(material, nothing), TrainerSettings(gradient_norm=1e9, device="cpu")
     run = Run(settings, False, np.random.default_rng(0), no_progress, lambda: False, lambda: 0.0, 0.0, team)
     with standardised(network, material.readout_LR):
         streams = PartStreams(part, network, len(history), run)

@@ -9,14 +9,17 @@ import torch
 from torch.nn.utils.rnn import PackedSequence
 from trainer_support import START_MS, quick_settings, shop_history
 
+from model.clock import EVEN
 from model.features import StepFeatures, Vocabulary
 from model.hazards import DAY_MS, DEFAULT_EDGES_MS
-from model.network import Encoder, Network, Shape
+from model.network import Encoder, Network, Shape, members
+from model.rhythm import Visits
+from model.statistics import STATISTICS
 from trainer.batches import chunks, pack
-from trainer.belief import Streams, believed
-from trainer.dataset import choose_vocabulary, fit_scaling, landmarks
+from trainer.dataset import choose_vocabulary, fit_scaling, landmarks, statistics_after
 from trainer.evaluate import constant_hazards
 from trainer.fit import fit
+from trainer.foresight import foresight
 from trainer.heads import answer, dropped
 from trainer.material import Material, hidden_along, loss_of, prepare
 from trainer.recurrence import hidden_states
@@ -36,7 +39,8 @@ def material() -> tuple[Material, Material]:
     for begin, end in ((0, 30), (30, 40)):
         known = history.before(START_MS + end * DAY_MS)
         moments = landmarks(known, SETS, START_MS + begin * DAY_MS, START_MS + end * DAY_MS, rng)
-        parts.append(prepare(known, moments, vocabulary, fit_scaling(known.value), DEFAULT_EDGES_MS))
+        visits = Visits(members(SETS, vocabulary))
+        parts.append(prepare(known, moments, vocabulary, fit_scaling(known.value), DEFAULT_EDGES_MS, EVEN, visits))
     return parts[0], parts[1]
 
 
@@ -109,7 +113,7 @@ def test_every_encoder_is_fitted_on_what_a_worker_would_have(material: tuple[Mat
     """The loss falls, and packed training and the worker's steps, with states at rest in [-1, 1], give the same logits."""
     train, validation = material
     torch.manual_seed(0)
-    net = Network(Shape(hidden=8, head=8, dropout=0.0, encoder=encoder, belief=4))
+    net = Network(Shape(hidden=8, head=8, dropout=0.0, encoder=encoder, belief=4, rhythm=3))
     net.ask(SETS, DEFAULT_EDGES_MS, Vocabulary(choose_vocabulary(train.history.types, SETS)))
     before = float(loss_of(net, validation) @ validation.moments.weight)
     fit(net, train, validation, quick_settings(tmp_path, epochs=1, belief_steps=5), warm=False)
@@ -117,14 +121,13 @@ def test_every_encoder_is_fitted_on_what_a_worker_would_have(material: tuple[Mat
 
     first = np.searchsorted(train.moments.event, np.arange(len(train.history) + 1))
     batch = pack(train.history.first[:40], train.history.first[1:41], train.moments.event, first)
-    streams = Streams(train.history, train.steps.slot, START_MS + 30 * DAY_MS)
     moments = torch.from_numpy(batch.landmarks)
     with torch.inference_mode():
-        hidden, _ = hidden_states(net.encoder, net.inputs(train.steps)[0][batch.events], batch.sizes.tolist())
-        asked = believed(net.encoder.belief, streams, train.moments.event, train.level_L)[moments]
-        packed = net.answer(hidden[torch.from_numpy(batch.place)], asked, train.readout_LR[moments])
-        state = hidden_along(net, train.steps, train.history)
-        stepped = net.logits(state[torch.from_numpy(train.moments.event)][moments], train.readout_LR[moments], train.level_L[moments])
+        hidden, _ = hidden_states(net.encoder, net.inputs(train.steps, train.gap_EK)[0][batch.events], batch.sizes.tolist())
+        foreseen = (x[moments] for x in foresight(net)(train))
+        packed = net.answer(hidden[torch.from_numpy(batch.place)], *foreseen, train.readout_LR[moments])
+        state = hidden_along(net, train.steps, train.history, train.gap_EK)
+        stepped = net.logits(state[torch.from_numpy(train.moments.event)][moments], train.readout_LR[moments], train.silence[moments])
     assert state.abs().max() <= 1
     assert torch.allclose(packed, stepped, atol=1e-3)
 
@@ -140,25 +143,25 @@ def test_a_frozen_belief_stays_as_it_is(material: tuple[Material, Material], tmp
 def test_standardised_inputs_change_no_answer(material: tuple[Material, Material]) -> None:
     net = network().eval()
     hidden, readout = torch.randn(50, 16), material[0].readout_LR[:50]
-    names = set(net.state_dict())
-    before = net.answer(hidden, None, readout)
+    names, no_cells = set(net.state_dict()), (torch.empty(50, 0), torch.empty(50, 0, 0))
+    before = net.answer(hidden, *no_cells, readout)
     with standardised(net, material[0].readout_LR):
-        assert torch.allclose(net.answer(hidden, None, readout), before, atol=1e-4)
+        assert torch.allclose(net.answer(hidden, *no_cells, readout), before, atol=1e-4)
         seen = net.head[0](torch.cat([hidden, material[0].readout_LR[:50]], 1))[:, 16:]
         assert seen.abs().max() < 100
-    assert torch.allclose(net.answer(hidden, None, readout), before, atol=1e-4)
+    assert torch.allclose(net.answer(hidden, *no_cells, readout), before, atol=1e-4)
     assert set(net.state_dict()) == names
 
 
 def test_hidden_states_are_those_of_the_worker_step_by_step(material: tuple[Material, Material]) -> None:
     train, _ = material
     net, history, s = network().eval(), train.history, train.steps
-    hidden = hidden_along(net, s, history)
+    hidden, after = hidden_along(net, s, history, train.gap_EK), statistics_after(history, s.slot)
     for user in (0, 1, history.users - 1):
-        state = np.zeros((1, 16), np.float32)
+        state, stats = np.zeros((1, 16), np.float32), np.zeros(1, STATISTICS)
         for e in range(history.first[user], history.first[user + 1]):
             one = StepFeatures(*(c[e : e + 1] for c in (s.slot, s.item, s.category, s.numeric, s.gap_ms, s.time_ms)))
-            state = net.step(state, one).numpy()
+            state, stats = net.step(state, one, stats).numpy(), after[e : e + 1]
             assert np.allclose(state[0], hidden[e].numpy(), atol=1e-5)
 
 
@@ -189,25 +192,25 @@ def test_constant_hazards_go_on_where_nothing_was_observed(material: tuple[Mater
 
 
 def test_heads_in_training_say_what_the_network_says(material: tuple[Material, Material]) -> None:
-    """Logits and the gradients of every weight, with and without a belief cell."""
+    """Logits and the gradients of every weight, with and without cells."""
     train, _ = material
     rows, place = torch.arange(0, 400, 4), torch.arange(100) // 3
-    for belief in (0, 4):
+    for belief, rhythm in ((0, 0), (4, 0), (0, 3), (4, 3)):
         torch.manual_seed(1)
-        net = Network(Shape(hidden=8, head=8, dropout=0.0, belief=belief)).train()
+        net = Network(Shape(hidden=8, head=8, dropout=0.0, belief=belief, rhythm=rhythm)).train()
         net.ask(SETS, DEFAULT_EDGES_MS, Vocabulary(choose_vocabulary(train.history.types, SETS)))
         torch.nn.init.normal_(net.head[-1].weight)
-        if belief:
-            net.trust.fill_(0.5)
+        if net.shape.cells:
+            net.trust_J.copy_(torch.tensor([0.5, 0.3])[: net.shape.cells])
         hidden = torch.randn(40, 8).requires_grad_()
-        believed_LS = torch.rand(100, belief).softmax(1) if belief else None
+        cells = torch.rand(100, belief).softmax(1), torch.randn(100, net.shape.cells, net.shape.sets * net.shape.bins)
         said, gradients = [], []
         with standardised(net, train.readout_LR):
             for ours in (True, False):
                 net.zero_grad()
                 hidden.grad = None
                 readout = train.readout_LR[rows]
-                logits = answer(net, hidden, place, believed_LS, readout) if ours else net.answer(hidden[place], believed_LS, readout)
+                logits = answer(net, hidden, place, *cells, readout) if ours else net.answer(hidden[place], *cells, readout)
                 (logits * torch.linspace(-1, 1, logits.numel()).view(logits.shape)).sum().backward()
                 said.append(logits.detach())
                 gradients.append([hidden.grad, *(p.grad.clone() for p in net.head.parameters())])
@@ -221,7 +224,7 @@ def test_mixed_precision_fits_the_same(material: tuple[Material, Material], tmp_
     for mixed in ("off", "on"):
         settings = quick_settings(tmp_path, epochs=2, belief_steps=5, mixed_precision=mixed, device="cpu")
         torch.manual_seed(0)
-        losses[mixed] = fit(Network(Shape(hidden=16, head=16, belief=4)), *material, settings, warm=False).losses
+        losses[mixed] = fit(Network(Shape(hidden=16, head=16, belief=4, rhythm=3)), *material, settings, warm=False).losses
     assert losses["on"] != losses["off"]
     assert losses["on"][1:] == pytest.approx(losses["off"][1:], rel=0.01)
 

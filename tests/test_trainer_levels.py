@@ -78,7 +78,7 @@ def test_the_newest_outcomes_move_the_levels() -> None:
     hazard_KB[0] /= 3
     start_at(network, hazard_KB)
     before = network.head[-1].bias.detach().clone().view(len(sets), -1)
-    hidden = hidden_along(network, material.steps, history)
+    hidden = hidden_along(network, material.steps, history, material.gap_EK)
     shift_K = levels.follow(network, material, hidden, end_ms, levels.half_lives(START_MS, end_ms))
     assert shift_K[0] == pytest.approx(np.log(3), abs=0.4)
     assert abs(shift_K[1]) < 0.2

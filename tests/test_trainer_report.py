@@ -160,14 +160,15 @@ def test_a_fit_is_judged_on_its_validation_window_and_says_so(
 
 
 def broken(challenger: Challenger, value: float) -> Challenger:
-    """The same with every weight of the head at `value`, and a belief that tells nobody apart."""
+    """The same with every weight of the head at `value`, and cells that tell nobody apart."""
     torch.manual_seed(0)
     state = {k: v.clone() for k, v in challenger.model.network.state_dict().items()}
     network = type(challenger.model.network)(challenger.model.network.shape)
     network.load_state_dict({k: torch.full_like(v, value) if k.startswith("head") else v for k, v in state.items()})
-    network.falls_SX.fill_(1e-3)  # the belief's own forecast, the same from every state
+    network.falls_SX.fill_(1e-3)  # the cells' own forecasts, the same from every state
     network.survives_SX.fill_(1.0)
-    network.trust.zero_()
+    network.lasts_KGCE.fill_(1.0)
+    network.trust_J.zero_()
     model = type(challenger.model)(network.eval(), challenger.model.manifest, challenger.model.vocabulary, challenger.model.scaling)
     return Challenger(model, challenger.hazard_KB, challenger.fitted)
 
