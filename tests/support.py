@@ -40,10 +40,11 @@ def publish_model(
     targets: tuple[Target, ...] = DEFAULT_TARGETS,
     encoder_of: Model | None = None,
     promote: bool = True,
+    rhythm: int = 4,
 ) -> Model:
     """A model with random weights, lively enough that scores differ between users, published and promoted."""
     torch.manual_seed(seed)
-    shape = Shape(hidden=hidden, head=16, sets=len(event_sets(targets)), bins=len(DEFAULT_EDGES_MS), dropout=0.0, belief=6, rhythm=4)
+    shape = Shape(hidden=hidden, head=16, sets=len(event_sets(targets)), bins=len(DEFAULT_EDGES_MS), dropout=0.0, belief=6, rhythm=rhythm)
     network = Network(shape)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
@@ -52,8 +53,9 @@ def publish_model(
             else:
                 parameter.mul_(2.0)
         network.head[-1].weight.normal_(0, 0.2)
-        fill(network.encoder.rhythm)
-        network.trust_J.copy_(torch.tensor([0.6, 0.4]))
+        if rhythm:
+            fill(network.encoder.rhythm)
+        network.trust_J.copy_(torch.tensor([0.6, 0.4])[: shape.cells])
     if encoder_of:
         network.encoder.load_state_dict(encoder_of.network.encoder.state_dict())
     network.ask(event_sets(targets), DEFAULT_EDGES_MS, Vocabulary(TYPES))

@@ -22,7 +22,7 @@ from model import artifact, hazards
 from model.artifact import ArtifactError, Manifest, Model, encoder_id
 from model.belief import levels
 from model.features import Scaling
-from model.network import Silence
+from model.network import Silence, silence_of
 from model.registry import Pointer, Registry, new_version
 from model.statistics import SLOTS, STATISTICS, readout, update
 from model.targets import Target
@@ -75,6 +75,38 @@ def test_a_scorer_answers_as_the_whole_network(files: tuple[bytes, bytes]) -> No
         expected = hazards.probabilities(logits, *tensors)
     assert model.vocabulary.used < SLOTS
     np.testing.assert_allclose(scorer(hidden, stats, at_ms), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("trust", [0.6, None])
+def test_an_artifact_of_before_there_was_a_rhythm_cell_answers_as_it_did(tmp_path: Path, trust: float | None) -> None:
+    """It names one trust, or none: the belief's, and its shape knows of no other cell."""
+    new = publish_model(tmp_path, "v1", rhythm=0)
+    folder = tmp_path / "versions/v1"
+    manifest, weights = (folder / "manifest.json").read_bytes(), (folder / "weights.safetensors").read_bytes()
+
+    def before(tensors: dict[str, torch.Tensor]) -> None:
+        del tensors["trust_J"]
+        if trust is not None:
+            tensors["trust"] = torch.tensor(trust)
+
+    shape = {name: size for name, size in json.loads(manifest)["shape"].items() if name != "rhythm"}
+    old = artifact.load(*reweighted(changed(manifest, shape=shape), weights, before))
+    assert old.manifest.encoder_id == new.manifest.encoder_id
+    stats = np.zeros(20, STATISTICS)
+    rng, at_ms = np.random.default_rng(0), np.full(20, 10**12)
+    update(stats, rng.integers(0, 5, 20), at_ms - rng.integers(0, 10**9, 20), rng.random(20, np.float32))
+    hidden = rng.random((20, new.network.state_size), np.float32)
+    silence = silence_of(stats, at_ms, old.network.clock, old.network.visits)
+    told = readout(stats, at_ms)
+    with torch.inference_mode():
+        state, root = torch.from_numpy(hidden).tensor_split([16], dim=1)
+        believed = old.network.encoder.belief.after_silence(root, silence.level_N)
+        base = torch.log((believed @ old.network.falls_SX) / (believed @ old.network.survives_SX))
+        logits = (1.0 if trust is None else trust) * base + old.network.head(torch.cat([state, believed.sqrt(), base / 5, told], 1))
+        tensors = hazards.target_tensors(old.scorer().targets, old.sets, old.manifest.edges_ms)
+        expected = hazards.probabilities(logits.view(20, len(old.sets), -1), *tensors)
+    np.testing.assert_allclose(old.scorer()(hidden, stats, at_ms), expected, atol=1e-5)
+    assert np.array_equal(old.scorer()(hidden, stats, at_ms), new.scorer()(hidden, stats, at_ms)) == (trust == 0.6)
 
 
 def test_a_user_without_an_event_gets_the_answer_of_everybody(files: tuple[bytes, bytes]) -> None:

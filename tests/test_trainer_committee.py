@@ -154,6 +154,23 @@ def test_the_jury_mixes_what_is_better_together(material: tuple[Material, Materi
     assert shares[2] == 0
 
 
+def test_of_two_panels_the_first_does_not_judge_levels(material: tuple[Material, Material], tmp_path: Path) -> None:
+    """A head that says the same to everybody is, on the newest days, as good as if it knew their level."""
+    net, run = network(material[0]), running(tmp_path)
+    both, others = Jury(net, [material[1], material[0]], foreseen, run), Jury(net, [material[0]], foreseen, run)
+    horizon_ms, moments = int(material[1].moments.observed_ms.max()) // 2, material[1].moments
+    known, entropy = moments.observed_ms >= horizon_ms, []
+    for k in range(2):
+        p = np.average(moments.wait_ms[known, k] < horizon_ms, weights=moments.weight[known])
+        entropy.append(-p * np.log(p) - (1 - p) * np.log(1 - p))
+    losses = []
+    for level in (-3.5, -3.0, -2.5):
+        said = [jury.hear(lambda x, _, level=level: [torch.full((len(x), len(SETS), len(EDGES_MS)), level)])[0] for jury in (both, others)]
+        assert 2 * both.loss(said[0]) - others.loss(said[1]) == pytest.approx(np.mean(entropy), rel=1e-3)
+        losses.append(others.loss(said[1]))
+    assert max(losses) > 1.05 * min(losses)  # the other panel does judge them
+
+
 def test_too_few_outcomes_are_judged_by_the_likelihood_of_the_waits(material: tuple[Material, Material], tmp_path: Path) -> None:
     _, validation = material
     some = {name: getattr(validation, name)[:5] for name in ("readout_LR", "silence", "mask_LKB", "event_LKB")}
