@@ -285,7 +285,7 @@ def test_the_likelihood_rises_over_the_rounds(known: Material, monkeypatch: pyte
         ends = np.flatnonzero(gap_E)
         of_gaps = (w_EC[ends - 1] * rhythm.mass_KXC[0, gap_E[ends]]).sum(1).log().sum()
         silence = torch.from_numpy(end_silences(known))
-        of_silences = (w_EC[first[1:] - 1] * rhythm.outlook([DAY_MS])[0, silence, :, 0]).sum(1).log().sum()
+        of_silences = (w_EC[first[1:] - 1] * rhythm.outlook([DAY_MS])[silence, :, 0]).sum(1).log().sum()
         likelihood.append(float(of_gaps + of_silences) / len(ends))
     assert min(np.diff(likelihood)) > -0.002  # what is smoothed may cost a little
     assert likelihood[-1] > likelihood[0] + 0.02

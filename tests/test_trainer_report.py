@@ -167,7 +167,7 @@ def broken(challenger: Challenger, value: float) -> Challenger:
     network.load_state_dict({k: torch.full_like(v, value) if k.startswith("head") else v for k, v in state.items()})
     network.falls_SX.fill_(1e-3)  # the cells' own forecasts, the same from every state
     network.survives_SX.fill_(1.0)
-    network.lasts_KGCE.fill_(1.0)
+    network.lasts_RCE.fill_(1.0)
     network.trust_J.zero_()
     model = type(challenger.model)(network.eval(), challenger.model.manifest, challenger.model.vocabulary, challenger.model.scaling)
     return Challenger(model, challenger.hazard_KB, challenger.fitted)
