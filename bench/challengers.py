@@ -41,7 +41,7 @@ WORTH = {"page_view": 1.0, "search": 4.0, "product_view": 10.0, "add_to_cart": 1
 
 @dataclass(frozen=True)
 class Size:
-    """users: in a shop; a third of them train. epochs, hidden: of a good model. states, steps: of its belief cell."""
+    """users: in a shop; a third of them train. epochs, hidden: of a good model. states, of its cells. steps: of its belief cell."""
 
     users: int
     epochs: int
@@ -85,7 +85,7 @@ def known_shop(seed: int, users: int, days: float, drift: Drift | None, *, told_
 
 
 class Shop:
-    """One simulated shop: its events as the trainer reads them, and the filter that knows its law. cell: its models have a belief cell.
+    """One simulated shop: its events as the trainer reads them, and the filter that knows its law. cell: its models have cells.
 
     As in a round of a large log, models are fitted on a sample of the users, and judged by all of them.
     """
@@ -95,6 +95,7 @@ class Shop:
         shop, self.history = known_shop(seed, size.users, DAYS, drift, told_by_value=told_by_value)
         self.settings = TrainerSettings(
             belief_states=size.states if cell else 0,
+            rhythm_classes=size.states if cell else 0,
             belief_steps=size.steps,
             hidden=size.hidden,
             head=32,

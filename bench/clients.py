@@ -18,9 +18,10 @@ from demo.metrics import Endpoint
 from demo.process import free_port
 from model.artifact import Manifest, Model, Window
 from model.hazards import DEFAULT_EDGES_MS
-from model.network import Network, Shape
+from model.network import Network
 from model.registry import Registry
-from model.targets import DEFAULT_TARGETS
+from model.targets import DEFAULT_TARGETS, event_sets
+from trainer.challenger import shape_of
 from trainer.settings import TrainerSettings
 
 VERSION = "bench"
@@ -31,7 +32,7 @@ GUARANTEES = ("exactly_once", "at_least_once")
 def publish_model(registry: Path) -> Model:
     """A model of the default size (purchase and churn) with random weights: what it says does not change what it costs."""
     torch.manual_seed(0)
-    shape = Shape(belief=TrainerSettings().belief_states)
+    shape = shape_of(TrainerSettings(), len(event_sets(DEFAULT_TARGETS)), len(DEFAULT_EDGES_MS))
     manifest = Manifest(
         version=VERSION,
         created_at=datetime.now(UTC),

@@ -2,7 +2,7 @@
 
 1. Of the training: labels, time, units, users, steps, the window; and of a refresh, which fits the heads alone.
 2. Of the artifact after training, where a worker would load it: the tensors that are published, and the manifest.
-3. Of the belief cell, by either way. The heads above it are good ones.
+3. Of the belief cell and the rhythm cell, by either way. The heads above them are good ones.
 
 A model of another unit of values is one of a shop where they matter (`bench.challengers.WORTH`): elsewhere it would be no worse.
 """
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from bench.challengers import START_MS, Bout, Shop, Size
 from demo.shop import DAY_MS
 from model.belief import Belief
+from model.rhythm import Rhythm
 from trainer import batches, fit
 from trainer.batches import Carried, chunks
 from trainer.challenger import Challenger, Split
@@ -262,6 +263,22 @@ def _permuted_members(challenger: Challenger) -> None:
     members.copy_(members.flip(0))
 
 
+def _rhythm(challenger: Challenger) -> Rhythm:
+    rhythm = challenger.model.network.encoder.rhythm
+    assert rhythm is not None
+    return rhythm
+
+
+def _later(levels: int) -> Callable[[Challenger], None]:
+    """Every gap is taken for one that is so many levels longer."""
+
+    def change(challenger: Challenger) -> None:
+        survival = _rhythm(challenger).survival_KICG
+        survival.copy_(torch.cat([torch.ones_like(survival[..., :levels]), survival[..., :-levels]], -1))
+
+    return change
+
+
 def _under_good_heads(other: Sabotage) -> Sabotage:
     """The cell of another model under the heads of the good one."""
 
@@ -296,8 +313,11 @@ OF_THE_CELL: dict[str, Sabotage] = {
     "cell: states alike": _altered(lambda c: _cell(c).log_rate.copy_(_cell(c).log_rate.mean(0).expand_as(_cell(c).log_rate))),
     "cell: stale": _under_good_heads(lambda shop: shop.fitted(split=shop.until(10))),
     "cell: shuffled types": _under_good_heads(lambda shop: shop.fitted(_permuted_types(shop))),
+    "rhythm: NaN": _altered(lambda c: _rhythm(c).survival_KICG.fill_(torch.nan)),
+    "rhythm: nobody comes back": _altered(lambda c: _rhythm(c).survival_KICG.fill_(1)),
+    "rhythm: gaps too long": _altered(_later(40)),
     "cell: fitting cut short": lambda shop: shop.fitted(belief_steps=3),
     "cell: shuffled, new heads": _fitted_over(_permuted_types),
     "cell: reversed, new heads": _fitted_over(_backwards),
 }
-"""Of a model with a belief cell."""
+"""Of a model with cells."""

@@ -26,9 +26,11 @@ from demo.shop import shop_law, simulate
 from model.features import Vocabulary
 from model.hazards import DAY_MS, grid
 from model.memory import keep_freed_memory
-from model.network import Network, Shape
+from model.network import Network, Shape, members
+from model.rhythm import Visits
 from model.targets import event_sets
 from trainer.batches import chunks
+from trainer.challenger import shape_of
 from trainer.dataset import choose_vocabulary, fit_scaling, landmarks, scheduled, together
 from trainer.fit import fit
 from trainer.history import History, from_table
@@ -58,7 +60,8 @@ def material_of(history: History, settings: TrainerSettings) -> Material:
     vocabulary = Vocabulary(choose_vocabulary(history.types, sets))
     rng = np.random.default_rng(settings.seed)
     moments = together(landmarks(history, sets, START_MS, END_MS, rng), scheduled(history, sets, START_MS, END_MS, rng))
-    return prepare(history, moments, vocabulary, fit_scaling(history.value), edges_ms)
+    visits = Visits(members(sets, vocabulary))
+    return prepare(history, moments, vocabulary, fit_scaling(history.value), edges_ms, visits=visits)
 
 
 def plain_batches(
@@ -102,7 +105,8 @@ def plain(material: Material, settings: TrainerSettings, *, chunked: bool, secon
         user = np.repeat(np.arange(len(begins)), [high - low for low, high in spans])
         rows_L = torch.from_numpy(rows)
         hidden_LH = hidden_UTH[torch.from_numpy(user), torch.from_numpy(moments.event[rows] - begins[user])]
-        logits = network.answer(hidden_LH, None, material.readout_LR[rows_L])
+        no_cells = hidden_LH.new_empty(len(rows), 0), hidden_LH.new_empty(len(rows), 0, 0)
+        logits = network.answer(hidden_LH, *no_cells, material.readout_LR[rows_L])
         terms = negative_log_likelihood(logits, material.event_LKB[rows_L], material.mask_LKB[rows_L])
         loss = terms @ weight_L[rows_L] / weight_L[rows_L].sum()
         optimizer.zero_grad()
@@ -117,7 +121,7 @@ def ours(material: Material, settings: TrainerSettings) -> float:
     """Events that `trainer.fit` trains on in a second of CPU time, the better of two passes."""
     _, sets, bins = material.mask_LKB.shape
     torch.manual_seed(settings.seed)
-    network = Network(Shape(settings.hidden, settings.head, sets, bins, settings.dropout, settings.encoder, settings.belief_states))
+    network = Network(shape_of(settings, sets, bins))
     passes = settings.model_copy(update={"epochs": 2, "belief_steps": 1})
     return max(fit(network, material, material, passes, warm=False, clock=time.process_time).pass_speeds)
 

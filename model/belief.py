@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.nn.functional import embedding_bag
 
 from model.clock import HOURS, Clock
 from model.hazards import DAY_MS
@@ -107,7 +108,7 @@ class Belief(nn.Module):
     def step(self, root_NS: torch.Tensor, slot_N: torch.Tensor, level_N: torch.Tensor) -> torch.Tensor:
         """(N, S) root of the belief after one event of each user, from that before it and the silence between them."""
         new = root_NS.sum(1) == 0
-        after = _moved(root_NS * root_NS, self.event_CSS, level_N * (SLOTS + 1) + slot_N)
+        after = weighted(root_NS * root_NS, self.event_CSS, level_N * (SLOTS + 1) + slot_N)
         after = torch.where(new.unsqueeze(1), self.first_VS[slot_N], after)
         return (after / after.sum(1, keepdim=True)).sqrt()
 
@@ -116,7 +117,7 @@ class Belief(nn.Module):
         before = root_NS * root_NS
         belief = before @ self.silence_GSS[0]  # most are asked right after an event
         late = level_N.nonzero().squeeze(1)
-        belief[late] = _moved(before[late], self.silence_GSS, level_N[late])
+        belief[late] = weighted(before[late], self.silence_GSS, level_N[late])
         belief = belief + 1e-12
         return belief / belief.sum(1, keepdim=True)
 
@@ -139,6 +140,9 @@ def _with_pace(belief: Belief, tensors: dict[str, torch.Tensor], prefix: str, *_
     tensors.setdefault(f"{prefix}pace_W", torch.ones_like(belief.pace_W))
 
 
-def _moved(belief_NS: torch.Tensor, table: torch.Tensor, row_N: torch.Tensor) -> torch.Tensor:
-    """(N, S) each belief times its matrix of a table (..., S, S). On a CPU a quarter of what indexing and `bmm` take."""
-    return (belief_NS.unsqueeze(2) * table.index_select(0, row_N)).sum(1)
+def weighted(weight_NS: torch.Tensor, table_RSE: torch.Tensor, row_N: torch.Tensor) -> torch.Tensor:
+    """(N, E) each row of weights times its matrix (S, E) of a table. No matrix is copied, so on a CPU it takes a fifth of what indexing and
+    `bmm` take."""
+    size = table_RSE.shape[1]
+    index_NS = row_N.unsqueeze(1) * size + torch.arange(size, device=row_N.device)
+    return embedding_bag(index_NS, table_RSE.flatten(0, 1), per_sample_weights=weight_NS, mode="sum")

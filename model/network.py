@@ -140,7 +140,7 @@ class Network(nn.Module):
     trust_J: torch.Tensor
     falls_SX: torch.Tensor
     survives_SX: torch.Tensor
-    lasts_KGCE: torch.Tensor
+    lasts_RCE: torch.Tensor
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -166,7 +166,7 @@ class Network(nn.Module):
             self.register_buffer("members_KV", torch.ones(shape.sets, SLOTS))
             self.register_buffer("edges_days", torch.arange(1.0, shape.bins + 1))
             self.register_buffer("trust_J", torch.eye(shape.cells)[0])
-            for name in ("falls_SX", "survives_SX", "lasts_KGCE"):
+            for name in ("falls_SX", "survives_SX", "lasts_RCE"):
                 self.register_buffer(name, torch.empty(0), persistent=False)
             self.register_load_state_dict_pre_hook(_with_trust)  # type: ignore[no-untyped-call]
             self.register_load_state_dict_post_hook(lambda module, _: module.refresh())  # type: ignore[no-untyped-call]
@@ -198,7 +198,7 @@ class Network(nn.Module):
         if self.encoder.rhythm is not None:
             self.encoder.rhythm.refresh()
             self.visits = Visits(self.members_KV.cpu().numpy())
-            self.lasts_KGCE = self.encoder.rhythm.outlook(self.edges_ms)
+            self.lasts_RCE = self.encoder.rhythm.outlook(self.edges_ms)
 
     def logits(self, state_NZ: torch.Tensor, readout_NR: torch.Tensor, silence: Silence, head: nn.Module | None = None) -> torch.Tensor:
         """(N, K, B) hazard logits of users who have been silent since the event of their state."""
@@ -220,7 +220,7 @@ class Network(nn.Module):
     def trusting(self, logits_NX: torch.Tensor, base_NJX: torch.Tensor) -> torch.Tensor:
         """(N, X) the logits of a head, and beside them what follows from the cells as far as they are trusted."""
         for j in range(base_NJX.shape[1]):
-            logits_NX = logits_NX + self.trust_J[j] * base_NJX[:, j]
+            logits_NX = torch.addcmul(logits_NX, base_NJX[:, j], self.trust_J[j])
         return logits_NX
 
     def foresee(self, root_NS: torch.Tensor, root_NY: torch.Tensor, silence: Silence) -> tuple[torch.Tensor, torch.Tensor]:
@@ -230,7 +230,7 @@ class Network(nn.Module):
             believed_NS = self.encoder.belief.after_silence(root_NS, silence.level_N)
             base.append(self.base(believed_NS))
         if self.encoder.rhythm is not None:
-            base.append(self.encoder.rhythm.base(root_NY, silence.silence_NK, self.lasts_KGCE))
+            base.append(self.encoder.rhythm.base(root_NY, silence.silence_NK, self.lasts_RCE))
         return believed_NS, torch.stack(base, 1) if base else root_NS.new_empty(len(root_NS), 0, 0)
 
     def base(self, believed_NS: torch.Tensor) -> torch.Tensor:

@@ -27,6 +27,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from model.belief import weighted
 from model.hazards import DAY_MS, HOUR_MS
 from model.statistics import EPOCH_2000_MS, SLOTS, VISIT_GAP_MS
 
@@ -120,15 +121,15 @@ class Rhythm(nn.Module):
     def step(self, root_NY: torch.Tensor, gap_NK: torch.Tensor) -> torch.Tensor:
         """(N, K C) root of the belief after one event of each user, from that before it. gap_NK: what it ends (`Visits.gaps`)."""
         w_NKC = self.believed(root_NY)
-        mass_NKC = torch.stack([self.mass_KXC[k].index_select(0, gap_NK[:, k]) for k in range(self.sets)], 1)
-        after_NKC = w_NKC * mass_NKC
-        after_NKC = after_NKC / after_NKC.sum(2, keepdim=True)
-        after_NKC = after_NKC + self.switch_K[:, None] * (gap_NK > 0).unsqueeze(2) * (self.prior_KC - after_NKC)
-        return after_NKC.sqrt().flatten(1)
+        mass_RC = self.mass_KXC.flatten(0, 1)
+        after_NKC = w_NKC * mass_RC.index_select(0, self._rows(gap_NK, self.mass_KXC.shape[1])).view_as(w_NKC)
+        after_NKC /= after_NKC.sum(2, keepdim=True)
+        ended_NK1 = (gap_NK > 0).unsqueeze(2)
+        return after_NKC.lerp_(self.prior_KC, self.switch_K[:, None] * ended_NK1).sqrt_().flatten(1)
 
     @torch.no_grad()
     def outlook(self, edges_ms: Sequence[int]) -> torch.Tensor:
-        """(K, I G, C, B + 1) P(the silence lasts until it is of a level, and from then on until each edge), of which the first is 0."""
+        """(K I G, C, E) P(the silence lasts until it is of a level, and from then on until each edge), of which the first is 0."""
         ends_ms = np.concatenate([[0], ENDS_MS]).astype(np.float64)
         until_GE = _ASKED_MS[:, None] + np.concatenate([[0], np.asarray(edges_ms)]).astype(np.float64)
         level_GE = np.clip(np.searchsorted(ends_ms, until_GE), 1, len(ENDS_MS))
@@ -136,14 +137,17 @@ class Rhythm(nn.Module):
         share_GE = torch.from_numpy(np.clip((until_GE - begin_GE) / (end_GE - begin_GE), 0, 1)).to(self.prior_KC)
         index_GE = torch.from_numpy(level_GE - 1).to(self.prior_KC.device)
         before, after = _lasted(self.survival_KICG)[..., index_GE], self.survival_KICG[..., index_GE]
-        return (before + share_GE * (after - before)).transpose(2, 3).flatten(1, 2).contiguous()
+        return (before + share_GE * (after - before)).transpose(2, 3).flatten(0, 2).contiguous()
 
-    def base(self, root_NY: torch.Tensor, silence_NK: torch.Tensor, lasts_KGCE: torch.Tensor) -> torch.Tensor:
-        """(N, K B) hazard logits that follow from the rhythm. silence_NK: as `Visits.silences`; lasts_KGCE: as `outlook`."""
-        w_NKC = self.believed(root_NY)
-        of_set = [(w_NKC[:, k].unsqueeze(2) * lasts_KGCE[k].index_select(0, silence_NK[:, k])).sum(1) for k in range(self.sets)]
-        lasts_NKE = torch.stack(of_set, 1).clamp(min=1e-12)
-        return torch.log((lasts_NKE[..., :-1] / lasts_NKE[..., 1:] - 1).clamp(LEAST_ODDS, 1 / LEAST_ODDS)).flatten(1)
+    def base(self, root_NY: torch.Tensor, silence_NK: torch.Tensor, lasts_RCE: torch.Tensor) -> torch.Tensor:
+        """(N, K B) hazard logits that follow from the rhythm. silence_NK: as `Visits.silences`; lasts_RCE: as `outlook`."""
+        row = self._rows(silence_NK, KINDS * LEVELS)
+        lasts_NKE = weighted(self.believed(root_NY).flatten(0, 1), lasts_RCE, row).view(len(root_NY), self.sets, -1).clamp_(min=1e-12)
+        return torch.log((lasts_NKE[..., :-1] / lasts_NKE[..., 1:]).sub_(1).clamp_(LEAST_ODDS, 1 / LEAST_ODDS)).flatten(1)
+
+    def _rows(self, row_NK: torch.Tensor, each: int) -> torch.Tensor:
+        """(N K) rows of the tables of all sets, one after the other, of `each` rows."""
+        return (row_NK + torch.arange(self.sets, device=row_NK.device) * each).flatten()
 
 
 def _lasted(survival_KICG: torch.Tensor) -> torch.Tensor:

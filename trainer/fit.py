@@ -1,8 +1,9 @@
-"""Fitting, in three stages, each stopped by users who are held out:
+"""Fitting, in stages, stopped by users who are held out:
 
 1. the cells, by the likelihood of whole streams (`trainer.belief`, `trainer.rhythm`);
 2. the recurrent units, by the likelihood of the waits, over chunks of streams (`trainer.units`);
-3. the heads, by that and by what the targets ask, over states stepped along whole streams (`trainer.committee`).
+3. the heads, by that and by what the targets ask, over states stepped along whole streams (`trainer.committee`);
+4. the heads' level, by the newest weeks (`trainer.trend`).
 
 On one thread if need be, and within a time budget.
 """

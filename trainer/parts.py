@@ -110,19 +110,21 @@ class Parts:
 
 def kept(part: Part) -> Callable[[], Part]:
     """What reads the part back from disk. Raises OSError where it cannot be written."""
+    load = kept_columns({f.name: getattr(part, f.name) for f in fields(part)})
+    return lambda: Part(**load())
+
+
+def kept_columns(columns: dict[str, torch.Tensor]) -> Callable[[], dict[str, torch.Tensor]]:
+    """What reads columns back from disk. Raises OSError where they cannot be written."""
     file = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as what reads it
     try:
-        places = [(f.name, _write(file, getattr(part, f.name).numpy())) for f in fields(part)]
+        places = [(name, _write(file, column.numpy())) for name, column in columns.items()]
         file.flush()
     except OSError:
         with suppress(OSError):  # what it still holds has no place, either
             file.close()
         raise
-
-    def load() -> Part:
-        return Part(**{name: _read(file, *place) for name, place in places})
-
-    return load
+    return lambda: {name: _read(file, *place) for name, place in places}
 
 
 def _write(file: IO[bytes], column: NDArray[Any]) -> tuple[np.dtype[Any], tuple[int, ...], int]:

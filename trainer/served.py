@@ -6,7 +6,8 @@ Axis letters as in `trainer.committee`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import nn
 
 from model.network import Network, told
 from trainer.dataset import by_rank
-from trainer.parts import Part, Parts
+from trainer.parts import Part, Parts, kept_columns
 from trainer.stage import Run
 from trainer.standard import Standardise
 
@@ -43,11 +44,11 @@ class Asked:
 
 
 class Served:
-    """The moments of a part, to be asked by rows."""
+    """The moments of a part, to be asked by rows. hidden_EH: of its events, where that is known already (`hidden_along`)."""
 
-    def __init__(self, network: Network, part: Part) -> None:
+    def __init__(self, network: Network, part: Part, hidden_EH: torch.Tensor | None = None) -> None:
         self._network, self._part = network, part
-        self._hidden_EH = hidden_along(network, part)
+        self.hidden_EH = hidden_along(network, part) if hidden_EH is None else hidden_EH
 
     def __len__(self) -> int:
         return len(self._part)
@@ -59,7 +60,7 @@ class Served:
             return column.index_select(0, rows).to(network.device)
 
         event = part.event_L.index_select(0, rows)
-        hidden, readout = self._hidden_EH.index_select(0, event).to(network.device), taken(part.readout_LR)
+        hidden, readout = self.hidden_EH.index_select(0, event).to(network.device), taken(part.readout_LR)
         base_LJX = taken(part.base_LJX)
         inputs_LF = torch.cat([hidden, told(taken(part.believed_LS), base_LJX), readout], 1)
         return Asked(inputs_LF, base_LJX, taken(part.event_LKB), taken(part.mask_LKB), taken(part.observed_L), taken(part.weight_L))
@@ -99,13 +100,20 @@ class Feed:
         self.window_ms = run.team.most(max((int(age_ms.max()) for age_ms in ages_ms if len(age_ms)), default=1))
         """From the first moment to the end of what was observed."""
         self._only: Served | None = None
+        self._hidden: dict[int, Callable[[], dict[str, torch.Tensor]]] = {}
 
     def _served(self, number: int) -> Served:
-        """The moments of a part; those of the only one are kept."""
-        if len(self._sizes) > 1:
-            return Served(self._network, self._parts[number])
-        self._only = self._only or Served(self._network, self._parts[0])
-        return self._only
+        """The moments of a part. The only one is kept; of several, the hidden states are, on disk."""
+        if self._only:
+            return self._only
+        load = self._hidden.get(number)
+        served = Served(self._network, self._parts[number], load()["hidden"] if load else None)
+        if len(self._sizes) == 1:
+            self._only = served
+        elif not load:
+            with suppress(OSError):  # a full disk: they are computed anew each time
+                self._hidden[number] = kept_columns({"hidden": served.hidden_EH})
+        return served
 
     def scale(self) -> Standardise:
         """Of all inputs but the units' hidden state, which is of one size already, on a sample of the first part."""
