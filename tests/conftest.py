@@ -1,4 +1,4 @@
-"""One real Kafka and one real Redis for the whole suite; names that no other test uses keep the tests apart."""
+"""One real Kafka and one real Redis for each process that runs tests; names that no other test uses keep the tests apart."""
 
 import itertools
 import secrets
@@ -20,6 +20,32 @@ counter = itertools.count()
 quiet = [HealthCheck.too_slow]
 settings.register_profile("suite", max_examples=60, derandomize=True, database=None, deadline=None, suppress_health_check=quiet)
 settings.load_profile("suite")
+
+PROCESSES = 2
+"""That share the suite: each starts servers of its own."""
+LONGEST = (
+    "test_worker_faults",
+    "test_trainer_rounds",
+    "test_gate_campaign",
+    "test_trainer_refresh",
+    "test_trainer_distributed",
+    "test_trainer_offline",
+    "test_trainer_shards",
+    "test_trainer_cli",
+    "test_trainer_report",
+    "test_transport",
+)
+"""Files that come first, so that no process is left with a long one at the end."""
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Several processes for a folder; a few files named by hand are run in this one, which starts sooner."""
+    return 0 if all(".py" in argument for argument in config.args) else PROCESSES
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(LONGEST)))
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from bench.challengers import Size, better
 from bench.gate import Row, judged, passes
 from bench.sabotages import OF_THE_CELL, OF_VALUES, OF_VALUES_WITHOUT_A_CELL, SABOTAGES, WITHOUT_A_CELL, sabotaged
 
-SIZE = Size(users=3000, epochs=4, hidden=8, states=6, steps=160)
+SIZE = Size(users=3000, epochs=2, hidden=8, states=6, steps=160)
 SPOILT = ("NaN weights", "too high", "refresh: a level too high", "cell: hours for days", "cell: shuffled types", "millis after units")
 
 

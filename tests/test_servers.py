@@ -24,9 +24,9 @@ import signal, sys
 from demo.servers import kafka, redis
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it starts in the background ignore it
 with kafka() as broker, redis() as store:
-    for server in (broker, store):
-        print(server.pid, server.directory, flush=True)
-    try:
+    try:  # an interrupt may come as soon as the last line is out
+        for server in (broker, store):
+            print(server.pid, server.directory, flush=True)
         sys.stdin.read()
     except KeyboardInterrupt:
         print("alive" if broker.process.alive and store.process.alive else "dead", flush=True)

@@ -37,6 +37,7 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("TRAINER_EPOCHS", 3),
         ("TRAINER_BELIEF_STEPS", 50),
         ("TRAINER_GATE_MAX_ECE", 0.5),  # so little data and so few passes leave it to chance
+        ("TRAINER_REPORT", "false"),  # its pictures take longer than the fitting
         ("TRAINER_MIN_USERS", 100),
         ("TRAINER_MIN_EVENTS", 1000),
     ):

@@ -105,7 +105,7 @@ def test_a_step_of_two_is_a_step_of_one(tmp_path: Path) -> None:
 
 def test_two_processes_end_with_one_model(tmp_path: Path) -> None:
     """On several shards, and on one; as good as that of one process."""
-    settings = quick_settings(tmp_path, epochs=3, belief_steps=40, device="cpu")
+    settings = quick_settings(tmp_path, epochs=2, device="cpu")
     history = shop_history(600, 40)
     split = split_by_time(history, settings)
     one = fitted(history, settings)

@@ -26,6 +26,7 @@ from trainer.queries import last_before
 ROOT = Path(__file__).parent.parent
 UNTIL_MS = START_MS + 40 * DAY_MS
 SMALL = ["--set", "belief_steps=20", "--set", "hidden=8", "--set", "head=8", "--set", "epochs=2"]
+UNREPORTED = [*SMALL, "--set", "report=false"]  # a report's pictures take longer than such a fit
 TARGETS = ["--target", "buy=purchase:occurs:7d", "--target", "gone=*:absent:5d"]
 
 
@@ -43,13 +44,24 @@ def folder(table: pa.Table, tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = subprocess.run(command, cwd=folder, env={"PYTHONPATH": str(ROOT), "PATH": ""}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("model: buy=purchase:occurs:7d, gone=*:absent:5d; fitted on ")
+    assert (folder / "model" / "report.html").exists()
     return folder
 
 
 def fitted(events: pa.Table, folder: Path, name: str, *more: str) -> bytes:
     """The weights of a fit on `events`."""
     pyarrow.parquet.write_table(events, folder / f"{name}.parquet")
-    arguments = ["fit", str(folder / f"{name}.parquet"), "--until", str(UNTIL_MS), *TARGETS, *SMALL, "--out", str(folder / name), *more]
+    arguments = [
+        "fit",
+        str(folder / f"{name}.parquet"),
+        "--until",
+        str(UNTIL_MS),
+        *TARGETS,
+        *UNREPORTED,
+        "--out",
+        str(folder / name),
+        *more,
+    ]
     assert main(arguments) == 0
     return (folder / name / "weights.safetensors").read_bytes()
 
@@ -139,12 +151,12 @@ def test_a_trainers_log_is_a_source_too(table: pa.Table, folder: Path, tmp_path:
     log.append([tuple(row[name] for name in SCHEMA.names) for row in rows], ("events", 0), len(rows))
     log.flush()
     log.close()
-    assert main(["fit", str(tmp_path / "log"), "--until", str(UNTIL_MS), *TARGETS, *SMALL, "--out", str(tmp_path / "model")]) == 0
+    assert main(["fit", str(tmp_path / "log"), "--until", str(UNTIL_MS), *TARGETS, *UNREPORTED, "--out", str(tmp_path / "model")]) == 0
     assert (tmp_path / "model" / "weights.safetensors").read_bytes() == (folder / "model" / "weights.safetensors").read_bytes()
 
 
 def test_a_model_is_replaced_only_by_force(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["fit", str(folder / "events.csv"), *SMALL, "--set", "epochs=1", "--out"]
+    arguments = ["fit", str(folder / "events.csv"), *UNREPORTED, "--set", "epochs=1", "--out"]
     assert main([*arguments, str(folder / "model")]) == 1
     assert "exists: give another --out, or --force" in capsys.readouterr().err
     assert main([*arguments, str(folder / "forced")]) == 0

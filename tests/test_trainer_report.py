@@ -66,7 +66,7 @@ def about(history: History, challenger: Challenger, settings: TrainerSettings, c
 
 
 def test_each_round_leaves_a_report_beside_its_model(history: History, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    settings = quick_settings(tmp_path, epochs=1, tensorboard_directory=tmp_path / "board")
+    settings = quick_settings(tmp_path, epochs=1, report=True, tensorboard_directory=tmp_path / "board")
     registry = Registry(settings.registry)
     for hour in range(2):
         outcome = rounds.run_round(history, registry, settings, Metrics(), now=NOW + timedelta(hours=hour))
@@ -121,7 +121,7 @@ def test_each_round_leaves_a_report_beside_its_model(history: History, tmp_path:
 def test_a_report_that_fails_costs_nothing_else(
     history: History, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    settings = quick_settings(tmp_path, epochs=1)
+    settings = quick_settings(tmp_path, epochs=1, report=True)
     registry = Registry(settings.registry)
     monkeypatch.setattr(report, "to_html", lambda _: 1 / 0)
     outcome = rounds.run_round(history, registry, settings, Metrics(), now=NOW)

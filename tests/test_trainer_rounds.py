@@ -181,13 +181,13 @@ def test_close_to_what_is_attainable(hold: Callable[..., Outcome], tmp_path: Pat
     horizon = 30
     shop = simulate(shop_law(), users=users * (days + 10 + horizon) // days, start_ms=START_MS, days=days + 10 + horizon, seed=3)
     whole = shop_history(users * (days + 10 + horizon) // days, days + 10 + horizon, seed=3)
-    outcome = hold(whole.before(START_MS + days * DAY_MS), hidden=32, head=32, epochs=10, threads=1)
+    outcome = hold(whole.before(START_MS + days * DAY_MS), epochs=2, threads=1)
     assert outcome.kind == "promoted", outcome.reason
     model = Registry(str(tmp_path / "registry")).load(str(outcome.version))
 
     begin_ms, end_ms = START_MS + days * DAY_MS, START_MS + (days + 10) * DAY_MS
     rng = np.random.default_rng(0)
-    moments = thinned(landmarks(whole, model.sets, begin_ms, end_ms, rng, draws=ASKS), rng, 20_000)
+    moments = thinned(landmarks(whole, model.sets, begin_ms, end_ms, rng, draws=ASKS), rng, 10_000)
     every = np.arange(len(moments))
     said = answers(Exam(whole, moments, DEFAULT_TARGETS, (every, every), (), ()), model)
     code = {name: i for i, name in enumerate(shop.users)}
