@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from trainer_support import NOW, START_MS, quick_settings, shop_history
+from trainer_support import NO_CELLS, NOW, START_MS, quick_settings, shop_history
 
 from model.artifact import Model
 from model.hazards import DAY_MS
@@ -89,20 +89,20 @@ def test_a_refresh_mends_the_heads_and_leaves_the_encoder_alone(tmp_path: Path) 
 def test_what_cannot_be_refreshed_waits_for_a_round(tmp_path: Path) -> None:
     history = shop_history(300, days=30)
     assert hold(tmp_path, history, "refresh", 1) == Outcome("waiting", "there is no champion to refresh")
-    first = hold(tmp_path, history, "round", 2, epochs=1)
+    first = hold(tmp_path, history, "round", 2, epochs=1, **NO_CELLS)
     if first.kind != "promoted":
         Registry(str(tmp_path / "registry")).promote(str(first.version), reason="test", by="test")
     cart = Target.parse("cart=add_to_cart+purchase:occurs:3d")
-    outcome = hold(tmp_path, history, "refresh", 3, targets=(*DEFAULT_TARGETS, cart))
+    outcome = hold(tmp_path, history, "refresh", 3, **NO_CELLS, targets=(*DEFAULT_TARGETS, cart))
     assert outcome == Outcome("waiting", "the targets are not those of the champion's heads")
 
 
 def test_too_few_users_to_judge_and_to_learn_from_wait_for_a_round(tmp_path: Path) -> None:
     history = shop_history(300, days=30)
-    first = hold(tmp_path, history, "round", 1, epochs=1, report=False)
+    first = hold(tmp_path, history, "round", 1, epochs=1, **NO_CELLS, report=False)
     Registry(str(tmp_path / "registry")).promote(str(first.version), reason="test", by="test")
     few = history.of_users(roles(history.user_ids, quick_settings(tmp_path)) != Role.judge)
-    outcome = hold(tmp_path, few, "refresh", 2, min_users=1)
+    outcome = hold(tmp_path, few, "refresh", 2, min_users=1, **NO_CELLS)
     assert outcome == Outcome("waiting", f"{few.users} users are too few to be split into learners, stoppers and judges")
 
 
@@ -128,9 +128,9 @@ def test_the_judges_newest_events_teach_a_refresh_nothing(tmp_path: Path) -> Non
 
 def test_a_refresh_stops_when_told_to(tmp_path: Path) -> None:
     history = shop_history(300, days=30)
-    first = hold(tmp_path, history, "round", 1, epochs=1)
+    first = hold(tmp_path, history, "round", 1, epochs=1, **NO_CELLS)
     Registry(str(tmp_path / "registry")).promote(str(first.version), reason="test", by="test")
-    settings = quick_settings(tmp_path)
+    settings = quick_settings(tmp_path, **NO_CELLS)
     with pytest.raises(Stopped):
         run_round(history, Registry(settings.registry), settings, Metrics(), now=NOW, rhythm="refresh", stopping=lambda: True)
 

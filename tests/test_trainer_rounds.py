@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from trainer_support import NOW, START_MS, quick_settings, shop_history
+from trainer_support import NO_CELLS, NOW, START_MS, quick_settings, shop_history
 
 from demo import attainable
 from demo.shop import shop_law, simulate
@@ -55,7 +55,7 @@ def crown(folder: Path, outcome: Outcome) -> str:
 def test_from_nothing_to_a_rollback(hold: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     registry, metrics = Registry(str(tmp_path / "registry")), Metrics()
     history = shop_history(days=50)
-    first = hold(history.before(START_MS + 40 * DAY_MS), metrics)
+    first = hold(history.before(START_MS + 40 * DAY_MS), metrics, epochs=2)
     assert first.kind == "promoted", first.reason
     assert first.reason.startswith("beats the constant hazard")
     pointer = registry.current()
@@ -66,7 +66,7 @@ def test_from_nothing_to_a_rollback(hold: Callable[..., Outcome], tmp_path: Path
     assert one.manifest.window.end_ms == pytest.approx(START_MS + 32 * DAY_MS, abs=DAY_MS)  # a fifth of the window is the test's
 
     # a warm start: same vocabulary, same lineage, and better at once than the first was at its start
-    second = hold(history, metrics)
+    second = hold(history, metrics, epochs=2)
     assert second.version
     two = registry.load(second.version)
     assert two.manifest.lineage == one.manifest.lineage
@@ -78,7 +78,7 @@ def test_from_nothing_to_a_rollback(hold: Callable[..., Outcome], tmp_path: Path
     # what the gate rejects is kept and recorded, but not promoted
     current = registry.current()
     monkeypatch.setattr(rounds.gate, "decide", lambda *_, **__: Decision(False, "purchase: AUC is worse", {}))
-    third = hold(history, metrics)
+    third = hold(history, metrics, epochs=2)
     assert third.kind == "rejected"
     assert registry.current() == current
     decision = registry.decisions()[-1]
@@ -95,15 +95,15 @@ def test_a_promotion_by_hand_in_the_middle_of_a_round_is_not_overwritten(
     hold: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     history, registry = shop_history(300, days=30), Registry(str(tmp_path / "registry"))
-    first = crown(tmp_path, hold(history, epochs=1))
-    second = crown(tmp_path, hold(history, epochs=1, promote=False))
+    first = crown(tmp_path, hold(history, epochs=1, **NO_CELLS))
+    second = crown(tmp_path, hold(history, epochs=1, **NO_CELLS, promote=False))
 
     def meanwhile(*_: Any, **__: Any) -> Decision:
         registry.promote(first, reason="the new one misbehaves", by="somebody")
         return Decision(True, "better", {})
 
     monkeypatch.setattr(rounds.gate, "decide", meanwhile)
-    outcome = hold(history, epochs=1)
+    outcome = hold(history, epochs=1, **NO_CELLS)
     assert outcome.kind == "outdated"
     assert outcome.reason == f"{first} is current now, and no longer {second}: {outcome.version} must be judged again (better)"
     pointer = registry.current()
@@ -114,19 +114,19 @@ def test_a_promotion_by_hand_in_the_middle_of_a_round_is_not_overwritten(
         (outcome.version, "outdated", "trainer"),
     ]
     monkeypatch.setattr(rounds.gate, "decide", lambda *_, **__: Decision(True, "better", {}))
-    assert hold(history, epochs=1).kind == "promoted"
+    assert hold(history, epochs=1, **NO_CELLS).kind == "promoted"
 
 
 def test_published_without_promotion(hold: Callable[..., Outcome], tmp_path: Path) -> None:
-    outcome = hold(shop_history(days=30), epochs=1, promote=False)
+    outcome = hold(shop_history(days=30), epochs=1, **NO_CELLS, promote=False)
     assert outcome.kind == "published"
     assert Registry(str(tmp_path / "registry")).current() is None
 
 
 def test_old_versions_are_pruned(hold: Callable[..., Outcome], tmp_path: Path) -> None:
     history = shop_history(300, days=30)
-    for _ in range(4):
-        hold(history, epochs=1, keep_versions=2, promote=False)
+    for _ in range(3):
+        hold(history, epochs=1, **NO_CELLS, keep_versions=2, promote=False)
     assert len(Registry(str(tmp_path / "registry")).versions()) == 2
 
 
@@ -145,18 +145,18 @@ def test_new_targets_begin_with_the_champions_encoder(hold: Callable[..., Outcom
 
 def test_a_changed_size_begins_afresh_but_keeps_the_lineage(hold: Callable[..., Outcome], tmp_path: Path) -> None:
     history = shop_history(days=30)
-    first = crown(tmp_path, hold(history, epochs=1))
-    second = hold(history, epochs=1, hidden=24)
+    first = crown(tmp_path, hold(history, epochs=1, **NO_CELLS))
+    second = hold(history, epochs=1, **NO_CELLS, hidden=24)
     assert second.version
     assert Registry(str(tmp_path / "registry")).load(second.version).manifest.lineage == first
 
 
 def test_a_corrupt_champion_is_replaced(hold: Callable[..., Outcome], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     history = shop_history(days=30)
-    first = crown(tmp_path, hold(history, epochs=1))
+    first = crown(tmp_path, hold(history, epochs=1, **NO_CELLS))
     weights = tmp_path / "registry" / "versions" / first / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
-    second = hold(history, epochs=1)
+    second = hold(history, epochs=1, **NO_CELLS)
     assert f"model {first}: weights.safetensors does not have the sha256" in caplog.text
     assert Registry(str(tmp_path / "registry")).load(str(second.version)).manifest.lineage == second.version
 
