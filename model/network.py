@@ -130,14 +130,14 @@ class Encoder(nn.Module):
 class Network(nn.Module):
     """Encoder and heads: one MLP trunk, one linear head of hazard logits an event set.
 
-    The trunk sees the belief, and the logits of the hazards that follow from each cell. trust_J says how much of these is added to what
-    the heads say: that of the belief, and that of the rhythm.
+    The trunk sees the belief, and the logits of the hazards that follow from each cell. trust_JK says how much of these is added to what
+    the heads say: of the belief's, and of the rhythm's.
     members_KV: which slots an event set has; edges_days: (B,) the grid; `ask` sets them.
     """
 
     members_KV: torch.Tensor
     edges_days: torch.Tensor
-    trust_J: torch.Tensor
+    trust_JK: torch.Tensor
     falls_SX: torch.Tensor
     survives_SX: torch.Tensor
     lasts_RCE: torch.Tensor
@@ -165,7 +165,7 @@ class Network(nn.Module):
         if shape.cells:
             self.register_buffer("members_KV", torch.ones(shape.sets, SLOTS))
             self.register_buffer("edges_days", torch.arange(1.0, shape.bins + 1))
-            self.register_buffer("trust_J", torch.eye(shape.cells)[0])
+            self.register_buffer("trust_JK", torch.eye(shape.cells)[0].unsqueeze(1).repeat(1, shape.sets))
             for name in ("falls_SX", "survives_SX", "lasts_RCE"):
                 self.register_buffer(name, torch.empty(0), persistent=False)
             self.register_load_state_dict_pre_hook(_with_trust)  # type: ignore[no-untyped-call]
@@ -220,7 +220,7 @@ class Network(nn.Module):
     def trusting(self, logits_NX: torch.Tensor, base_NJX: torch.Tensor) -> torch.Tensor:
         """(N, X) the logits of a head, and beside them what follows from the cells as far as they are trusted."""
         for j in range(base_NJX.shape[1]):
-            logits_NX = torch.addcmul(logits_NX, base_NJX[:, j], self.trust_J[j])
+            logits_NX = torch.addcmul(logits_NX, base_NJX[:, j], self.trust_JK[j].repeat_interleave(self.shape.bins))
         return logits_NX
 
     def foresee(self, root_NS: torch.Tensor, root_NY: torch.Tensor, silence: Silence) -> tuple[torch.Tensor, torch.Tensor]:
@@ -297,4 +297,4 @@ def told(believed_NS: torch.Tensor, base_NJX: torch.Tensor) -> torch.Tensor:
 
 def _with_trust(network: Network, tensors: dict[str, torch.Tensor], *_: object) -> None:
     """Tensors that do not name the trust are from when there was no other; those that name one, from when there was one cell."""
-    tensors.setdefault("trust_J", tensors.pop("trust", torch.ones(())).reshape(1))
+    tensors.setdefault("trust_JK", tensors.pop("trust", torch.ones(())).expand(1, network.shape.sets).clone())

@@ -10,8 +10,8 @@ What is believed of a user is a distribution w over the classes. A gap that ends
 and a silence of x that goes on, by each class's survival S; no event comes within u with the probability sum w S(x + u) / sum w S(x). Gaps
 have LEVELS lengths, whole days among their ends, so that every step and every answer is a row of a table.
 
-A visit is an event of the set after more than VISIT_GAP_MS without one. The wait for a set's first event, from a user's first event of any
-kind, has a distribution of its own ("first": kind 0; gaps: kind 1).
+A visit is an event of the set after more than VISIT_GAP_MS without one; that a visit goes on is as likely in all classes (level 0). The
+wait for a set's first event, from a user's first event of any kind, has a distribution of its own ("first": kind 0; gaps: kind 1).
 
 At rest a belief is its square root, in [0, 1]; all zeros: nothing is known yet.
 
@@ -53,16 +53,19 @@ _ASKED_MS = np.concatenate([[0], (ENDS_MS[:-1] + ENDS_MS[1:]) // 2, ENDS_MS[-1:]
 
 
 class Visits:
-    """How the users' statistics say which gaps end and how long silences last. members_KV: which slots an event set has."""
+    """How the users' statistics say which gaps end and how long silences last. members_KV: which slots an event set has.
+
+    member_VK: the same as booleans.
+    """
 
     def __init__(self, members_KV: Sequence[NDArray[np.float32]] | NDArray[np.float32]) -> None:
-        self._member_VK = np.array(members_KV, bool).reshape(-1, SLOTS).T
-        self._slots = [np.flatnonzero(member_V) for member_V in self._member_VK.T]
+        self.member_VK = np.array(members_KV, bool).reshape(-1, SLOTS).T
+        self._slots = [np.flatnonzero(member_V) for member_V in self.member_VK.T]
 
     def gaps(self, before: NDArray[np.void], slot: NDArray[np.int64], time_ms: NDArray[np.int64]) -> NDArray[np.int64]:
         """(N, K) which gap an event ends: 0 none, else one more than kind * LEVELS + level. before: (N,) each user's statistics then."""
         seconds_NK, first_NK = self._silent(before, time_ms)
-        ends = self._member_VK[slot] & (before["count"] > 0)[:, None] & (first_NK | (seconds_NK > VISIT_GAP_MS // 1000))
+        ends = self.member_VK[slot] & (before["count"] > 0)[:, None] & (first_NK | (seconds_NK > VISIT_GAP_MS // 1000))
         return np.where(ends, 1 + np.where(first_NK, 0, LEVELS) + np.searchsorted(_ENDS_SECONDS, seconds_NK), 0)
 
     def silences(self, stats: NDArray[np.void], at_ms: NDArray[np.int64]) -> NDArray[np.int64]:

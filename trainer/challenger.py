@@ -182,7 +182,7 @@ def inherit(network: Network, champion: Model, sets: tuple[tuple[str, ...], ...]
     to what follows from the belief, only on the same sets and grid."""
     own, theirs = network.state_dict(), champion.network.state_dict()
     same_questions = champion.sets == sets and tuple(champion.manifest.edges_ms) == edges_ms
-    last = (f"head.{len(network.head) - 1}.", "trust_J")
+    last = (f"head.{len(network.head) - 1}.", "trust_JK")
     copied = {n: t for n, t in theirs.items() if n in own and own[n].shape == t.shape and (same_questions or not n.startswith(last))}
     network.load_state_dict({**own, **copied})
     return len(copied)

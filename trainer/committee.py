@@ -4,10 +4,10 @@ The recurrent units stand still, and their states are those of whole streams, as
 moments, many steps. What it should look at differs from stream to stream. The units know the order of events, but a head on them errs where
 users are few or habits change; a head on the statistics alone errs less there. Old moments help where nothing changes, and mislead where it
 does. So several heads are fitted side by side, each on inputs and weights of its own, and a jury (`trainer.jury`) says after how many
-passes each is best, and which mixture of them: members are added one by one, with replacement, as long as the log-loss of what the targets
-ask falls (Caruana et al., "Ensemble selection from libraries of models", ICML 2004). Logits are added, so a mixture of heads is one head:
-their units side by side, their last layers weighted. Those chosen are then fitted anew on everything, the jury's moments too, with units
-dealt out by their shares.
+passes each is best, and for each event set which mixture of them, and of what the cells foresee by themselves: members are added one by
+one, with replacement, as long as the log-loss of what the targets ask falls (Caruana et al., "Ensemble selection from libraries of models",
+ICML 2004). Logits are added, so a mixture of heads is one head: their units side by side, their last layers weighted. Those chosen are then
+fitted anew on everything, the jury's moments too, with units dealt out by their shares.
 
 Where the units' own heads do better than any mixture, they stay.
 
@@ -21,6 +21,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -144,9 +145,9 @@ class Committee(nn.Module):
             last.load_state_dict({name: state[f"last.{m}.{name}"] for name in ("weight", "bias")})
 
     @torch.no_grad()
-    def merge(self, network: Network, share_M: Sequence[float]) -> None:
-        """Write a mixture of the members into the network's head, whose inputs are standardised in another way, and its trust. Members of
-        no share take no units; those that nobody takes are left without effect."""
+    def merge(self, network: Network, share_KM: NDArray[np.float64], cells_KJ: NDArray[np.float64]) -> None:
+        """Write a mixture of the members, and of what the cells foresee by themselves, into the network's head, whose inputs are
+        standardised in another way, and its trust. Members of no share take no units; those that nobody takes are left without effect."""
         standardise, first, *_, final = network.head
         assert isinstance(standardise, Standardise)
         assert isinstance(first, nn.Linear)
@@ -156,15 +157,18 @@ class Committee(nn.Module):
             tensor.zero_()
         bias_U = bias_U + weight_UF @ standardise.mean
         begin = 0
-        for share, block, last in zip(share_M, self.blocks, self._last(), strict=True):
-            if share:
+        if network.shape.cells:
+            network.trust_JK.copy_(torch.from_numpy(cells_KJ.T))
+        for share_K, member, block, last in zip(share_KM.T, self.members, self.blocks, self._last(), strict=True):
+            if share_K.any():
                 own = slice(begin, begin := begin + block.stop - block.start)
                 first.weight[own] = weight_UF[block] / standardise.factor
                 first.bias[own] = bias_U[block]
-                final.weight[:, own] = share * last.weight
-                final.bias.add_(share * last.bias)
-        for j in range(network.shape.cells):
-            network.trust_J[j] = sum(share for share, member in zip(share_M, self.members, strict=True) if member.trust == j)
+                share_X = torch.from_numpy(share_K.repeat(self.shape.bins)).to(final.weight)
+                final.weight[:, own] = share_X[:, None] * last.weight
+                final.bias.add_(share_X * last.bias)
+                if member.trust is not None:
+                    network.trust_JK[member.trust] += torch.from_numpy(share_K).to(network.trust_JK)
 
 
 def fit_heads(
@@ -186,41 +190,50 @@ def fit_heads(
     (heard,) = jury.hear(lambda inputs_LF, base_LJX: [network.trusting(network.head(inputs_LF), base_LJX).view(-1, *hazard_KB.shape)])
     feed, members, size = Feed(network, train, run), members_of(network), min(UNITS, network.shape.head)
     committee = _committee(network, members, [size] * len(members), feed.scale(), hazard_KB, run)
-    before, loss_M = jury.loss(heard), [jury.loss(logits) for logits in jury.hear(committee)]
+    before_K, loss_M = jury.losses(heard), [jury.losses(logits).mean() for logits in jury.hear(committee)]
     best, best_pass = [copy.deepcopy(committee.state_dict())] * len(members), [0] * len(members)
     begun = run.spent
     for number in _trained(committee, feed, _passes(feed, run), TRIED_SHARE, "heads", run):
         for m, logits in enumerate(jury.hear(committee)):
-            if (loss := jury.loss(logits)) < loss_M[m]:
+            if (loss := jury.losses(logits).mean()) < loss_M[m]:
                 loss_M[m], best[m], best_pass[m] = loss, copy.deepcopy(committee.state_dict()), number
     took = run.spent - begun
     committee.recall(best)
-    share_M, loss = jury.mixture(jury.hear(committee))
-    said = ", ".join(f"{s:.2f} of {one:.4f} in pass {p}" for s, one, p in zip(share_M, loss_M, best_pass, strict=True))
-    logger.info("heads: log-loss %.4f of a mixture (%s), %.4f before", loss, said, before)
-    if loss >= before:
+    share_KC, loss_K = jury.mixtures([*jury.hear(committee), *jury.hear(partial(_of_the_cells, network))])
+    share_KM, cells_KJ = np.split(share_KC, [len(members)], axis=1)
+    for types, share_C, loss, before in zip(event_sets(run.settings.targets), share_KC, loss_K, before_K, strict=True):
+        shares = " ".join(f"{share:.2f}" for share in share_C)
+        logger.info("heads: %s: log-loss %.4f of a mixture (%s), %.4f before", "+".join(types), loss, shares, before)
+    logger.info("heads: best after passes %s", " ".join(map(str, best_pass)))
+    if loss_K.mean() >= before_K.mean():
         return
+    share_M = share_KM.mean(0)
     chosen = np.sort(np.argsort(-share_M, kind="stable")[: network.shape.head // size])
     chosen = chosen[share_M[chosen] > LEAST_SHARE]
-    share_M = np.where(np.isin(np.arange(len(members)), chosen), share_M, 0)
-    share_M /= share_M.sum()
-    if not run.team.first_says(run.spent + took / 2 < 1):
-        logger.info("heads: there is no time left to fit those chosen anew")
-        committee.merge(network, share_M.tolist())
-        return
-    passes = max(round(float(share_M @ best_pass)), 1)
-    if whole is not None:
-        foresee, train = train.foresee, whole()
-        train.foresee = foresee
-        feed = Feed(network, train, run)
-    shares = share_M[chosen]
-    units = np.diff(np.round(np.cumsum([0, *shares]) * network.shape.head).astype(int)).tolist()
-    committee = _committee(network, [members[m] for m in chosen], units, feed.scale(), hazard_KB, run)
-    for _ in _trained(committee, feed, passes, math.inf, "chosen heads", run):
-        pass
-    committee.merge(network, shares.tolist())
+    share_KM[:, np.setdiff1d(np.arange(len(members)), chosen)] = 0
+    total_K1 = (share_KM.sum(1) + cells_KJ.sum(1))[:, None]
+    share_KM, cells_KJ = share_KM / total_K1, cells_KJ / total_K1
+    if not len(chosen) or not run.team.first_says(run.spent + took / 2 < 1):
+        committee.merge(network, share_KM, cells_KJ)
+    else:
+        shares = share_M[chosen] / share_M[chosen].sum()
+        passes = max(round(float(shares @ np.array(best_pass)[chosen])), 1)
+        if whole is not None:
+            foresee, train = train.foresee, whole()
+            train.foresee = foresee
+            feed = Feed(network, train, run)
+        units = np.diff(np.round(np.cumsum([0, *shares]) * network.shape.head).astype(int)).tolist()
+        committee = _committee(network, [members[m] for m in chosen], units, feed.scale(), hazard_KB, run)
+        for _ in _trained(committee, feed, passes, math.inf, "chosen heads", run):
+            pass
+        committee.merge(network, share_KM[:, chosen], cells_KJ)
     shift_K = follow_trend(network, train[0], np.array(grid(run.settings.targets)), run.rng)
     logger.info("heads: levels moved by the trend: %s", ", ".join(f"{shift:+.2f}" for shift in shift_K))
+
+
+def _of_the_cells(network: Network, inputs_LF: torch.Tensor, base_LJX: torch.Tensor) -> list[torch.Tensor]:
+    """(L, K, B) what each cell foresees by itself."""
+    return [base_LX.view(-1, network.shape.sets, network.shape.bins) for base_LX in base_LJX.unbind(1)]
 
 
 def _committee(

@@ -22,7 +22,7 @@ from model.network import Network
 from model.targets import event_sets
 from trainer.foresight import Foresight
 from trainer.material import BLOCK, Material
-from trainer.objective import negative_log_likelihood
+from trainer.objective import likelihood_terms
 from trainer.parts import part_of
 from trainer.served import Served
 from trainer.stage import Run
@@ -65,8 +65,8 @@ class Panel:
         return [torch.cat(of_member) for of_member in zip(*parts, strict=True)]
 
     @torch.inference_mode()
-    def loss(self, logits_LKB: torch.Tensor) -> float | None:
-        """Mean over the targets of the log-loss at their horizons; None where no target has outcomes enough."""
+    def losses(self, logits_LKB: torch.Tensor) -> NDArray[np.float64]:
+        """(K,) of each event set, the mean over its targets of the log-loss at their horizons; NaN where none has outcomes enough."""
         p_LT = probabilities(logits_LKB, *self._targets).double().clamp(1e-6, 1 - 1e-6).cpu().numpy()
         weight_LT = self._weight_L[:, None] * self._closed_LT
         if not self._levels:
@@ -76,7 +76,11 @@ class Panel:
         figures = np.stack([loss_T, weight_LT.sum(0), hits_T, self._closed_LT.sum(0)])
         loss_T, weight_T, hits_T, closed_T = np.array(self._team.total(*figures.ravel().tolist())).reshape(figures.shape)
         told_T = np.minimum(hits_T, closed_T - hits_T) >= LEAST_OUTCOMES
-        return float(np.mean(loss_T[told_T] / weight_T[told_T])) if told_T.any() else None
+        sets_T, out_K = self._targets[1].cpu().numpy(), np.full(logits_LKB.shape[1], np.nan)
+        for k in np.unique(sets_T[told_T]):
+            own_T = told_T & (sets_T == k)
+            out_K[k] = np.mean(loss_T[own_T] / weight_T[own_T])
+        return out_K
 
     def _levelled(self, p_LT: NDArray[np.float64], weight_LT: NDArray[np.float64]) -> NDArray[np.float64]:
         """The same, with each target's log-odds moved to its outcomes, by Newton's method."""
@@ -89,11 +93,12 @@ class Panel:
         return (1 / (1 + np.exp(-(odds_LT + shift_T)))).clip(1e-6, 1 - 1e-6)
 
     @torch.inference_mode()
-    def loss_of_waits(self, logits_LKB: torch.Tensor) -> float:
-        """By the likelihood of the waits, which few moments are enough for."""
-        waits_L = negative_log_likelihood(logits_LKB, self._asked.event_LKB, self._asked.mask_LKB)
-        loss, weight = self._team.total(float(waits_L @ self._asked.weight_L), float(self._asked.weight_L.sum()))
-        return loss / max(weight, 1e-9)
+    def losses_of_waits(self, logits_LKB: torch.Tensor) -> NDArray[np.float64]:
+        """(K,) by the likelihood of the waits, which few moments are enough for."""
+        terms_LKB = likelihood_terms(logits_LKB, self._asked.event_LKB, self._asked.mask_LKB)
+        loss_K = torch.einsum("lkb,l->k", terms_LKB, self._asked.weight_L)
+        *sums, weight = self._team.total(*loss_K.tolist(), float(self._asked.weight_L.sum()))
+        return np.array(sums) / max(weight, 1e-9)
 
 
 Logits = tuple[torch.Tensor, ...]
@@ -111,24 +116,30 @@ class Jury:
         """What each member says."""
         return list(zip(*(panel.hear(says) for panel in self._panels), strict=True))
 
-    def loss(self, logits: Logits) -> float:
-        """Mean over the panels; of the waits' likelihood, where none has outcomes enough."""
-        told = [panel.loss(of_panel) for panel, of_panel in zip(self._panels, logits, strict=True)]
-        losses = [loss for loss in told if loss is not None]
-        if not losses:
-            losses = [panel.loss_of_waits(of_panel) for panel, of_panel in zip(self._panels, logits, strict=True)]
-        return float(np.mean(losses))
+    def losses(self, logits: Logits) -> NDArray[np.float64]:
+        """(K,) of each event set, the mean over the panels; of the waits' likelihood, where none has outcomes enough."""
+        losses_PK = np.stack([panel.losses(of_panel) for panel, of_panel in zip(self._panels, logits, strict=True)])
+        untold_K = np.isnan(losses_PK).all(0)
+        if untold_K.any():
+            waits_PK = np.stack([panel.losses_of_waits(of_panel) for panel, of_panel in zip(self._panels, logits, strict=True)])
+            losses_PK[:, untold_K] = waits_PK[:, untold_K]
+        losses_K: NDArray[np.float64] = np.nanmean(losses_PK, axis=0)
+        return losses_K
 
-    def mixture(self, said: Sequence[Logits]) -> tuple[NDArray[np.float64], float]:
-        """(M,) shares of the members in the mixture that does best, and its loss."""
-        count_M, best_M, best_loss = np.zeros(len(said)), np.zeros(len(said)), float("inf")
+    def mixtures(self, said: Sequence[Logits]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(K, C) shares of the candidates in the mixture that does best for each event set, and (K,) its loss."""
+        sets = said[0][0].shape[1]
+        count_KC = np.zeros((sets, len(said)))
+        best_KC, best_K = count_KC.copy(), np.full(sets, np.inf)
         mixed: Logits = tuple(torch.zeros_like(of_panel) for of_panel in said[0])
         for size in range(1, ROUNDS + 1):
-            sums = [tuple(m + one for m, one in zip(mixed, each, strict=True)) for each in said]
-            losses = [self.loss(tuple(of_panel / size for of_panel in each)) for each in sums]
-            m = int(np.argmin(losses))
-            count_M[m] += 1
-            mixed = sums[m]
-            if losses[m] < best_loss:
-                best_loss, best_M = losses[m], count_M / size
-        return best_M, best_loss
+            tried_CK = np.stack([self.losses(tuple((m + one) / size for m, one in zip(mixed, each, strict=True))) for each in said])
+            added_K = tried_CK.argmin(0)
+            count_KC[np.arange(sets), added_K] += 1
+            for m, *of_candidates in zip(mixed, *said, strict=True):
+                for k, c in enumerate(added_K):
+                    m[:, k] += of_candidates[c][:, k]
+            better_K = tried_CK.min(0) < best_K
+            best_K = np.minimum(best_K, tried_CK.min(0))
+            best_KC[better_K] = count_KC[better_K] / size
+        return best_KC, best_K

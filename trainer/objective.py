@@ -54,5 +54,10 @@ class Objective:
 
 
 def negative_log_likelihood(logits_LKB: torch.Tensor, event_LKB: torch.Tensor, mask_LKB: torch.Tensor) -> torch.Tensor:
-    """(L,) of the waits (`model.hazards.log_likelihood_terms`)."""
-    return binary_cross_entropy_with_logits(logits_LKB, event_LKB.float(), mask_LKB.float(), reduction="none").sum((1, 2))
+    """(L,) of the waits."""
+    return likelihood_terms(logits_LKB, event_LKB, mask_LKB).sum((1, 2))
+
+
+def likelihood_terms(logits_LKB: torch.Tensor, event_LKB: torch.Tensor, mask_LKB: torch.Tensor) -> torch.Tensor:
+    """(L, K, B) of the waits' negative log-likelihood (`model.hazards.log_likelihood_terms`)."""
+    return binary_cross_entropy_with_logits(logits_LKB, event_LKB.float(), mask_LKB.float(), reduction="none")
