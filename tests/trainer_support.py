@@ -62,6 +62,7 @@ def quick_settings(folder: Path, **changes: Any) -> TrainerSettings:
         "metrics_port": 0,
         "metrics_host": "127.0.0.1",
         "belief_steps": 20,
+        "rhythm_classes": 4,
         "report": False,  # its pictures take longer than the fitting
     }
     places = {"log_directory": folder / "log", "registry": str(folder / "registry")}
