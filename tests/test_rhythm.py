@@ -146,6 +146,13 @@ def test_an_event_that_ends_no_gap_changes_nothing_and_an_empty_state_is_the_pri
     assert not torch.allclose(rhythm.step(root, none), prior, atol=0.1)
 
 
+def test_nobody_is_asked_and_stepped_too() -> None:
+    """A worker's batch may hold no question."""
+    rhythm, nobody, none = small(), torch.zeros(0, 6), torch.zeros(0, 2, dtype=torch.int64)
+    assert rhythm.base(nobody, none, rhythm.outlook([DAY_MS, 7 * DAY_MS])).shape == (0, 4)
+    assert rhythm.step(nobody, none).shape == (0, 6)
+
+
 def test_hazards_are_differences_of_what_the_classes_say_together() -> None:
     rhythm, rng, users = small(), np.random.default_rng(0), 300
     edges_ms = [HOUR_MS, DAY_MS, int(2.7 * DAY_MS), 7 * DAY_MS, 30 * DAY_MS]
