@@ -49,12 +49,12 @@ def follow_trend(network: Network, part: Part, edges_ms: NDArray[np.int64], rng:
     # How long before the end the middle of each bin was.
     age_LB = (observed_L[:, None] - (begin_ms + edges_ms) // 2)[:, short_B]
     for k in range(len(shift_K)):
-        mask_LB = asked.mask_LKB[:, k].numpy().astype(bool)[:, short_B]
+        mask_LB = part.mask_LKB[rows, k].numpy().astype(bool)[:, short_B]
         row, bin_ = np.nonzero(mask_LB)
         block = np.minimum(age_LB[row, bin_] // block_ms, BLOCKS)
-        event = asked.event_LKB[:, k].numpy()[:, short_B][row, bin_]
+        event = part.event_LKB[rows, k].numpy()[:, short_B][row, bin_]
         z = logits_LKB[:, k].numpy()[:, short_B][row, bin_].astype(np.float64)
-        shift_W, outcomes_W = _shifts(z, event.astype(np.float64), asked.weight_L.numpy()[row].astype(np.float64), block)
+        shift_W, outcomes_W = _shifts(z, event.astype(np.float64), part.weight_L.numpy()[rows][row].astype(np.float64), block)
         told = outcomes_W >= LEAST_OUTCOMES
         shift_K[k] = beyond_noise(*line_at_the_end((np.flatnonzero(told) + 0.5) * block_ms / observed_L.max(), shift_W[told]))
     final = network.head[-1]
