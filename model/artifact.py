@@ -135,6 +135,8 @@ def encoder_id(network: Network, vocabulary: Sequence[str], scaling: Scaling) ->
         if name == "belief.pace_W" and bool((tensor == 1).all()):
             continue  # the wall clock: encoders of before there was another keep their name
         digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    if network.encoder.rhythm is not None:
+        digest.update(network.members_KV.cpu().numpy().tobytes())
     digest.update(repr((tuple(vocabulary), asdict(scaling))).encode())
     return digest.hexdigest()[:16]
 

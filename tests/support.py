@@ -55,7 +55,7 @@ def publish_model(
         network.head[-1].weight.normal_(0, 0.2)
         if rhythm:
             fill(network.encoder.rhythm)
-        network.trust_J.copy_(torch.tensor([0.6, 0.4])[: shape.cells])
+        network.trust_JK.copy_(torch.tensor([[0.6], [0.4]])[: shape.cells])
     if encoder_of:
         network.encoder.load_state_dict(encoder_of.network.encoder.state_dict())
     network.ask(event_sets(targets), DEFAULT_EDGES_MS, Vocabulary(TYPES))

@@ -85,7 +85,7 @@ def test_an_artifact_of_before_there_was_a_rhythm_cell_answers_as_it_did(tmp_pat
     manifest, weights = (folder / "manifest.json").read_bytes(), (folder / "weights.safetensors").read_bytes()
 
     def before(tensors: dict[str, torch.Tensor]) -> None:
-        del tensors["trust_J"]
+        del tensors["trust_JK"]
         if trust is not None:
             tensors["trust"] = torch.tensor(trust)
 

@@ -69,25 +69,29 @@ def randomised(committee: Committee) -> Committee:
     return committee.eval()
 
 
-def test_a_mixture_of_heads_is_one_head(material: tuple[Material, Material], tmp_path: Path) -> None:
+def test_a_mixture_of_heads_and_cells_is_one_head(material: tuple[Material, Material], tmp_path: Path) -> None:
+    """Each event set has its own; a member may have no share of one."""
     train, _ = material
     net, parts = network(train), Parts.whole(train)
     parts.foresee = foreseen
     with standardised(net, train.readout_LR):
         feed = Feed(net, parts, running(tmp_path))
-        chosen, units, shares = members_of(net)[:3], [3, 5, 4], [0.25, 0.25, 0.5]
+        chosen, units = members_of(net)[:3], [3, 5, 4]
+        share_KM, cells_KJ = np.array([[0.25, 0.25, 0.4], [0.5, 0.0, 0.3]]), np.array([[0.1, 0.0], [0.0, 0.2]])
         assert [member.trust for member in chosen] == [0, None, 1]
         committee = randomised(Committee(net.shape, chosen, units, feed.scale(), constant_hazards(train, EDGES_MS)))
         asked = Served(net, parts[0])(torch.arange(0, 600, 3))
         with torch.inference_mode():
             said = committee(asked.inputs_LF, asked.base_LJX)
-            expected = sum(share * logits for share, logits in zip(shares, said, strict=True))
-        committee.merge(net, shares)
+            of_cells = [base_LX.view(-1, len(SETS), len(EDGES_MS)) for base_LX in asked.base_LJX.unbind(1)]
+            shares = torch.from_numpy(np.hstack([share_KM, cells_KJ])).float()
+            expected = torch.einsum("kc,clkb->lkb", shares, torch.stack([*said, *of_cells]))
+        committee.merge(net, share_KM, cells_KJ)
     hidden, (believed_LS, base_LJX) = asked.inputs_LF[:, :8], (x[torch.arange(0, 600, 3)] for x in foreseen(train))
     with torch.inference_mode():
         merged = net.answer(hidden, believed_LS, base_LJX, train.readout_LR[torch.arange(0, 600, 3)])
     assert torch.allclose(merged, expected, atol=2e-3, rtol=1e-3)
-    assert net.trust_J.tolist() == pytest.approx([0.25, 0.5])
+    assert net.trust_JK.numpy() == pytest.approx(np.array([[0.25 + 0.1, 0.5], [0.4, 0.3 + 0.2]]))
 
 
 def test_members_see_their_own_inputs_alone(material: tuple[Material, Material], tmp_path: Path) -> None:
@@ -140,18 +144,18 @@ def test_the_jury_takes_the_log_loss_at_horizons_that_its_days_can_judge(materia
         occurs = validation.moments.wait_ms[known, k] < horizon_ms
         survival = np.exp(-np.log1p(np.exp(logit[k].numpy())) @ whole)
         expected.append(-np.log(np.where(occurs, 1 - survival, survival)) @ weight / weight.sum())
-    assert jury.loss(said) == pytest.approx(np.mean(expected), rel=1e-4)
+    assert jury.losses(said) == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_jury_mixes_what_is_better_together(material: tuple[Material, Material], tmp_path: Path) -> None:
     jury = Jury(network(material[0]), material, foreseen, running(tmp_path))
     level = torch.full((len(SETS), len(EDGES_MS)), -4.0)
     said = jury.hear(lambda inputs_LF, base_LJX: [(level + shift).expand(len(inputs_LF), -1, -1) for shift in (3.0, -3.0, 30.0)])
-    shares, loss = jury.mixture(said)
-    assert loss < min(jury.loss(one) for one in said)
-    assert shares.sum() == pytest.approx(1)
-    assert shares[:2].min() > 0
-    assert shares[2] == 0
+    share_KC, loss_K = jury.mixtures(said)
+    assert (loss_K < np.min([jury.losses(one) for one in said], axis=0)).all()
+    assert share_KC.sum(1) == pytest.approx([1, 1])
+    assert share_KC[:, :2].min() > 0
+    assert (share_KC[:, 2] == 0).all()
 
 
 def test_of_two_panels_the_first_does_not_judge_levels(material: tuple[Material, Material], tmp_path: Path) -> None:
@@ -166,8 +170,8 @@ def test_of_two_panels_the_first_does_not_judge_levels(material: tuple[Material,
     losses = []
     for level in (-3.5, -3.0, -2.5):
         said = [jury.hear(lambda x, _, level=level: [torch.full((len(x), len(SETS), len(EDGES_MS)), level)])[0] for jury in (both, others)]
-        assert 2 * both.loss(said[0]) - others.loss(said[1]) == pytest.approx(np.mean(entropy), rel=1e-3)
-        losses.append(others.loss(said[1]))
+        assert 2 * both.losses(said[0]) - others.losses(said[1]) == pytest.approx(np.array(entropy), rel=1e-3)
+        losses.append(others.losses(said[1]).mean())
     assert max(losses) > 1.05 * min(losses)  # the other panel does judge them
 
 
@@ -176,6 +180,6 @@ def test_too_few_outcomes_are_judged_by_the_likelihood_of_the_waits(material: tu
     some = {name: getattr(validation, name)[:5] for name in ("readout_LR", "silence", "mask_LKB", "event_LKB")}
     few = replace(validation, moments=validation.moments.where(np.arange(5)), **some)
     jury = Jury(network(material[0]), [few], foreseen, running(tmp_path))
-    low, high = (jury.loss(s) for s in jury.hear(lambda x, _: [torch.full((len(x), 2, len(EDGES_MS)), z) for z in (-6.0, 6.0)]))
+    low, high = (jury.losses(s) for s in jury.hear(lambda x, _: [torch.full((len(x), 2, len(EDGES_MS)), z) for z in (-6.0, 6.0)]))
     assert np.isfinite([low, high]).all()
-    assert low < high
+    assert (low < high).all()

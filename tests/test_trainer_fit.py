@@ -201,7 +201,7 @@ def test_heads_in_training_say_what_the_network_says(material: tuple[Material, M
         net.ask(SETS, DEFAULT_EDGES_MS, Vocabulary(choose_vocabulary(train.history.types, SETS)))
         torch.nn.init.normal_(net.head[-1].weight)
         if net.shape.cells:
-            net.trust_J.copy_(torch.tensor([0.5, 0.3])[: net.shape.cells])
+            net.trust_JK.copy_(torch.tensor([[0.5, 0.1], [0.3, 0.7]])[: net.shape.cells])
         hidden = torch.randn(40, 8).requires_grad_()
         cells = torch.rand(100, belief).softmax(1), torch.randn(100, net.shape.cells, net.shape.sets * net.shape.bins)
         said, gradients = [], []

@@ -168,7 +168,7 @@ def broken(challenger: Challenger, value: float) -> Challenger:
     network.falls_SX.fill_(1e-3)  # the cells' own forecasts, the same from every state
     network.survives_SX.fill_(1.0)
     network.lasts_RCE.fill_(1.0)
-    network.trust_J.zero_()
+    network.trust_JK.zero_()
     model = type(challenger.model)(network.eval(), challenger.model.manifest, challenger.model.vocabulary, challenger.model.scaling)
     return Challenger(model, challenger.hazard_KB, challenger.fitted)
 

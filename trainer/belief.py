@@ -92,8 +92,7 @@ class Streams:
         self.gap_ms = clock.elapsed_ms(history.time_ms, np.maximum(next_ms, history.time_ms))
         mark = np.where(last, SLOTS, np.append(slot[1:], SLOTS))
         self.first, self.slot, self.history = history.first, slot, history
-        self.level = levels(self.gap_ms)
-        self.cell = self.level * (SLOTS + 1) + mark  # of what comes after each event
+        self.cell = levels(self.gap_ms) * (SLOTS + 1) + mark  # of what comes after each event
 
     def log_likelihood(self, tables: tuple[torch.Tensor, ...], users: NDArray[np.int64]) -> tuple[torch.Tensor, int]:
         """Of some users, and how many events they have."""

@@ -211,6 +211,8 @@ def fit_heads(
     chosen = np.sort(np.argsort(-share_M, kind="stable")[: network.shape.head // size])
     chosen = chosen[share_M[chosen] > LEAST_SHARE]
     share_KM[:, np.setdiff1d(np.arange(len(members)), chosen)] = 0
+    lost_K = share_KM.sum(1) + cells_KJ.sum(1) == 0  # sets whose members are not among those chosen
+    share_KM[lost_K], cells_KJ[lost_K] = share_KM[~lost_K].mean(0), cells_KJ[~lost_K].mean(0)
     total_K1 = (share_KM.sum(1) + cells_KJ.sum(1))[:, None]
     share_KM, cells_KJ = share_KM / total_K1, cells_KJ / total_K1
     if not len(chosen) or not run.team.first_says(run.spent + took / 2 < 1):
@@ -228,6 +230,7 @@ def fit_heads(
             pass
         committee.merge(network, share_KM[:, chosen], cells_KJ)
     shift_K = follow_trend(network, train[0], np.array(grid(run.settings.targets)), run.rng)
+    run.team.share_weights(network.head)
     logger.info("heads: levels moved by the trend: %s", ", ".join(f"{shift:+.2f}" for shift in shift_K))
 
 

@@ -67,7 +67,7 @@ def landmarks(
     next_ms = np.append(time_ms[1:], end_ms)
     silence_end_ms = np.where(last, end_ms, np.minimum(next_ms, end_ms))
     over = last | (next_ms > time_ms)  # of several events at one time, the last: until then the moment is not over
-    asked = np.flatnonzero(inside & (time_ms >= begin_ms) & over)
+    asked = np.flatnonzero((time_ms + AFTER_MS < end_ms) & (time_ms >= begin_ms) & over)
 
     # Stratified: the draws of one event share the ages out between them.
     source = np.repeat(np.flatnonzero(inside & (time_ms + OLDEST_MS > begin_ms)), draws)

@@ -90,12 +90,13 @@ def _fit_cells(network: Network, train: Parts, run: Run) -> None:
     team = run.team
     if not network.shape.cells or not team.most(len(train.first.moments)):
         return
+    device = network.device
     network.encoder.to("cpu")  # the cells' recursions are many small products
     if team.first:
         _fit_belief(network, train.first, run)
         if network.encoder.rhythm is not None:
             fit_rhythm(network.encoder.rhythm, network.visits, train.first, run.rng)
-    network.to(team.device)
+    network.encoder.to(device)
     team.share_weights(network.encoder)
     network.refresh()
     train.foresee = foresight(network)

@@ -31,7 +31,7 @@ MOMENTS = 60_000
 """Of the newest days that are looked at, at most."""
 LEAST_OUTCOMES = 30
 """Moments with, and moments without, an outcome that a target takes to have a say."""
-LEVEL_STEPS = 3
+LEVEL_STEPS = 6
 ROUNDS = 12
 """Of adding a member to a mixture: its finest share is a twelfth."""
 

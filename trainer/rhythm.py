@@ -68,8 +68,8 @@ class Mixture:
     @property
     def survival_ICG(self) -> Floats:
         """P(gap > the level's end)."""
-        survival_IGC: Floats = np.cumprod(1 - self.hazard_XC.reshape(KINDS, LEVELS, -1), axis=1)
-        return survival_IGC.transpose(0, 2, 1)
+        hazard_IGC: Floats = self.hazard_XC.reshape(KINDS, LEVELS, -1)
+        return np.cumprod(1 - hazard_IGC, axis=1, dtype=np.float64).transpose(0, 2, 1)
 
 
 def fit_rhythm(rhythm: Rhythm, visits: Visits, material: Material, rng: np.random.Generator) -> None:

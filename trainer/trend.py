@@ -3,8 +3,8 @@
 Heads know no date, so where rates drift they answer for the middle of what they have learnt from. The window is cut into blocks of days;
 in each, one shift of a head's logits in all bins makes up for what came to pass there. A line through these shifts, more by the newest
 blocks than by old ones, says what the level is at the window's end. It is a robust line (Cleveland, "Robust locally weighted regression",
-JASA 1979): a sale that lasts some days is no trend, neither when it is on nor when it is over. And where the blocks scatter, as with
-campaigns that come and go, the line's error is large and the level stays (`levels.beyond_noise`).
+JASA 1979): a sale that lasts some days is no trend, neither when it is on nor when it is over. But campaigns that come again and again are
+part of what is to come: where many blocks stand out, all count, the line's error is large, and the level stays (`levels.beyond_noise`).
 
 Axis letters: L moments, K event sets, B bins, W blocks.
 """
@@ -30,6 +30,8 @@ LEAST_BLOCKS, LEAST_OUTCOMES = 6, 30
 MOMENTS = 200_000
 """Looked at, at most."""
 STEPS, ROBUST = 8, 5
+RARE = 0.12
+"""Of the blocks, up to which those that stand out are taken for accidents."""
 
 Floats = NDArray[np.float64]
 
@@ -49,12 +51,12 @@ def follow_trend(network: Network, part: Part, edges_ms: NDArray[np.int64], rng:
     # How long before the end the middle of each bin was.
     age_LB = (observed_L[:, None] - (begin_ms + edges_ms) // 2)[:, short_B]
     for k in range(len(shift_K)):
-        mask_LB = asked.mask_LKB[:, k].numpy().astype(bool)[:, short_B]
+        mask_LB = part.mask_LKB[rows, k].numpy().astype(bool)[:, short_B]
         row, bin_ = np.nonzero(mask_LB)
         block = np.minimum(age_LB[row, bin_] // block_ms, BLOCKS)
-        event = asked.event_LKB[:, k].numpy()[:, short_B][row, bin_]
+        event = part.event_LKB[rows, k].numpy()[:, short_B][row, bin_]
         z = logits_LKB[:, k].numpy()[:, short_B][row, bin_].astype(np.float64)
-        shift_W, outcomes_W = _shifts(z, event.astype(np.float64), asked.weight_L.numpy()[row].astype(np.float64), block)
+        shift_W, outcomes_W = _shifts(z, event.astype(np.float64), part.weight_L.numpy()[rows][row].astype(np.float64), block)
         told = outcomes_W >= LEAST_OUTCOMES
         shift_K[k] = beyond_noise(*line_at_the_end((np.flatnonzero(told) + 0.5) * block_ms / observed_L.max(), shift_W[told]))
     final = network.head[-1]
@@ -77,20 +79,22 @@ def _shifts(z: Floats, event: Floats, weight: Floats, block: NDArray[np.int64]) 
     return shift_W, outcomes_W
 
 
-def line_at_the_end(age_W: Floats, shift_W: Floats) -> tuple[float, float]:
+def line_at_the_end(age_W: Floats, shift_W: Floats, *, robust: bool = True) -> tuple[float, float]:
     """(a robust line's value at age 0, its standard error); (0, 0) of too few blocks. age_W: as shares of the window."""
     if len(age_W) < LEAST_BLOCKS:
         return 0.0, 0.0
     near_W = (1 - np.minimum(age_W, 1) ** 3) ** 3
     trust_W = np.ones_like(age_W)
     design_W2 = np.stack([np.ones_like(age_W), age_W], 1)
-    for _ in range(ROBUST):
+    for _ in range(ROBUST if robust else 1):
         weight_W = near_W * trust_W
         inverse_22 = np.linalg.pinv((design_W2 * weight_W[:, None]).T @ design_W2)
         line_2 = inverse_22 @ (design_W2.T @ (weight_W * shift_W))
         rest_W = shift_W - design_W2 @ line_2
         scale = max(float(np.median(np.abs(rest_W))), 1e-6)
         trust_W = np.maximum(1 - (rest_W / (6 * scale)) ** 2, 0) ** 2
+    if robust and np.mean(trust_W < 0.5) > RARE:
+        return line_at_the_end(age_W, shift_W, robust=False)
     freedom = max(float(weight_W.sum()) - 2, 1.0)
     variance = float(weight_W @ rest_W**2) / freedom
     spread_22 = inverse_22 @ ((design_W2 * weight_W[:, None] ** 2).T @ design_W2) @ inverse_22
