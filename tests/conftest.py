@@ -25,15 +25,18 @@ PROCESSES = 2
 """That share the suite: each starts servers of its own."""
 LONGEST = (
     "test_worker_faults",
-    "test_trainer_rounds",
     "test_gate_campaign",
-    "test_trainer_refresh",
+    "test_trainer_rounds",
+    "test_bench_quality",
+    "test_trainer_cli",
+    "test_trainer_shards",
     "test_trainer_distributed",
     "test_trainer_offline",
-    "test_trainer_shards",
-    "test_trainer_cli",
+    "test_trainer_refresh",
     "test_trainer_report",
-    "test_transport",
+    "test_trainer_compare",
+    "test_bad_input",
+    "test_time_honesty",
 )
 """Files that come first, so that no process is left with a long one at the end."""
 
