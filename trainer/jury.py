@@ -121,7 +121,8 @@ class Jury:
     @property
     def told_K(self) -> NDArray[np.bool_]:
         """(K,) whether some panel has outcomes enough of an event set."""
-        return np.any([panel.told_K for panel in self._panels], axis=0)
+        told_K: NDArray[np.bool_] = np.stack([panel.told_K for panel in self._panels]).any(0)
+        return told_K
 
     def hear(self, says: Says) -> list[Logits]:
         """What each member says."""
