@@ -121,8 +121,7 @@ class Jury:
     @property
     def told_K(self) -> NDArray[np.bool_]:
         """(K,) whether some panel has outcomes enough of an event set."""
-        told_K: NDArray[np.bool_] = np.stack([panel.told_K for panel in self._panels]).any(0)
-        return told_K
+        return np.asarray(sum(panel.told_K.astype(int) for panel in self._panels)) > 0
 
     def hear(self, says: Says) -> list[Logits]:
         """What each member says."""
