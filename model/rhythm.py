@@ -145,7 +145,8 @@ class Rhythm(nn.Module):
     def base(self, root_NY: torch.Tensor, silence_NK: torch.Tensor, lasts_RCE: torch.Tensor) -> torch.Tensor:
         """(N, K B) hazard logits that follow from the rhythm. silence_NK: as `Visits.silences`; lasts_RCE: as `outlook`."""
         row = self._rows(silence_NK, KINDS * LEVELS)
-        lasts_NKE = weighted(self.believed(root_NY).flatten(0, 1), lasts_RCE, row).unflatten(0, (-1, self.sets)).clamp_(min=1e-12)
+        lasts_NKE = weighted(self.believed(root_NY).flatten(0, 1), lasts_RCE, row).view(len(root_NY), self.sets, lasts_RCE.shape[2])
+        lasts_NKE = lasts_NKE.clamp_(min=1e-12)
         return torch.log((lasts_NKE[..., :-1] / lasts_NKE[..., 1:]).sub_(1).clamp_(LEAST_ODDS, 1 / LEAST_ODDS)).flatten(1)
 
     def _rows(self, row_NK: torch.Tensor, each: int) -> torch.Tensor:

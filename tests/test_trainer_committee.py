@@ -32,7 +32,7 @@ SPLIT_MS, END_MS = START_MS + 30 * DAY_MS, START_MS + 40 * DAY_MS
 
 @pytest.fixture(scope="module")
 def material() -> tuple[Material, Material]:
-    history, rng = shop_history(300, 40), np.random.default_rng(0)
+    history, rng = shop_history(900, 40), np.random.default_rng(0)
     vocabulary = Vocabulary(choose_vocabulary(history.types, SETS))
     torch.set_num_threads(1)
     made = []

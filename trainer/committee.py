@@ -201,6 +201,7 @@ def fit_heads(
     committee.recall(best)
     share_KC, loss_K = jury.mixtures([*jury.hear(committee), *jury.hear(partial(_of_the_cells, network))])
     share_KM, cells_KJ = np.split(share_KC, [len(members)], axis=1)
+    share_KM[~jury.told_K], cells_KJ[~jury.told_K] = 1 / len(members), 0  # so few outcomes choose nobody
     for types, share_C, loss, before in zip(event_sets(run.settings.targets), share_KC, loss_K, before_K, strict=True):
         shares = " ".join(f"{share:.2f}" for share in share_C)
         logger.info("heads: %s: log-loss %.4f of a mixture (%s), %.4f before", "+".join(types), loss, shares, before)

@@ -29,8 +29,8 @@ from trainer.stage import Run
 
 MOMENTS = 60_000
 """Of the newest days that are looked at, at most."""
-LEAST_OUTCOMES = 30
-"""Moments with, and moments without, an outcome that a target takes to have a say."""
+LEAST_USERS = 10
+"""Users with, and users without, an outcome that a target takes to have a say: the moments of one user say one thing."""
 LEVEL_STEPS = 6
 ROUNDS = 12
 """Of adding a member to a mixture: its finest share is a twelfth."""
@@ -55,6 +55,14 @@ class Panel:
         occurs = [moments.wait_ms[chosen, sets.index(t.types)] < t.horizon_ms for t in targets]
         self._outcome_LT = np.stack([o if t.outcome == "occurs" else ~o for o, t in zip(occurs, targets, strict=True)], 1)
         self._weight_L = moments.weight[chosen].astype(np.float64)
+        user_L = material.history.user[moments.event[chosen]]
+        users_T2 = [
+            [len(np.unique(user_L[self._closed_LT[:, t] & (self._outcome_LT[:, t] == outcome)])) for outcome in (False, True)]
+            for t in range(len(targets))
+        ]
+        told = np.array(run.team.total(*np.ravel(users_T2).tolist())).reshape(-1, 2)
+        self._told_T = told.min(1) >= LEAST_USERS
+        self.told_K = np.isin(np.arange(len(sets)), self._targets[1].cpu().numpy()[self._told_T])
 
     @torch.inference_mode()
     def hear(self, says: Says) -> list[torch.Tensor]:
@@ -72,13 +80,11 @@ class Panel:
         if not self._levels:
             p_LT = self._levelled(p_LT, weight_LT)
         loss_T = (-np.log(np.where(self._outcome_LT, p_LT, 1 - p_LT)) * weight_LT).sum(0)
-        hits_T = (self._outcome_LT & self._closed_LT).sum(0)
-        figures = np.stack([loss_T, weight_LT.sum(0), hits_T, self._closed_LT.sum(0)])
-        loss_T, weight_T, hits_T, closed_T = np.array(self._team.total(*figures.ravel().tolist())).reshape(figures.shape)
-        told_T = np.minimum(hits_T, closed_T - hits_T) >= LEAST_OUTCOMES
+        figures = np.stack([loss_T, weight_LT.sum(0)])
+        loss_T, weight_T = np.array(self._team.total(*figures.ravel().tolist())).reshape(figures.shape)
         sets_T, out_K = self._targets[1].cpu().numpy(), np.full(logits_LKB.shape[1], np.nan)
-        for k in np.unique(sets_T[told_T]):
-            own_T = told_T & (sets_T == k)
+        for k in np.flatnonzero(self.told_K):
+            own_T = self._told_T & (sets_T == k)
             out_K[k] = np.mean(loss_T[own_T] / weight_T[own_T])
         return out_K
 
@@ -111,6 +117,12 @@ class Jury:
     def __init__(self, network: Network, validation: Sequence[Material], foresee: Foresight, run: Run) -> None:
         newest = validation[0] if len(validation) > 1 else None
         self._panels = [Panel(network, material, foresee, run, levels=material is not newest) for material in validation]
+
+    @property
+    def told_K(self) -> NDArray[np.bool_]:
+        """(K,) whether some panel has outcomes enough of an event set."""
+        told_K: NDArray[np.bool_] = np.stack([panel.told_K for panel in self._panels]).any(0)
+        return told_K
 
     def hear(self, says: Says) -> list[Logits]:
         """What each member says."""

@@ -103,7 +103,7 @@ class Parts:
             try:
                 self._loaders[number] = kept(part)
             except OSError as error:
-                logger.warning("shards cannot be kept in %s, so each pass prepares them anew: %s", tempfile.gettempdir(), error)
+                logger.warning("shards cannot be kept in %s, so each pass prepares them anew: %s", tempfile.gettempdir(), str(error))
                 self._keeps = False
         return part
 
