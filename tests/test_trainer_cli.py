@@ -167,7 +167,7 @@ def test_the_service_collects_trains_and_stops(
     command = [sys.executable, "-m", "trainer", "run", "--config", str(config)]
     process = subprocess.Popen(command, cwd=ROOT, env=dict(os.environ), stderr=subprocess.PIPE, text=True)
     registry = Registry(str(environment / "registry"))
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 150
     try:
         while registry.current() is None and time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.05)
