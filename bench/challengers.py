@@ -174,7 +174,7 @@ def better(seed: int, size: Size, *, cell: bool) -> Iterator[Bout]:
     warm-started as a round does it, and by the heads alone."""
     shop = Shop(seed, size, cell=cell)
     yield Bout("more users", shop, shop.good, shop.fitted(shop.share(0.03)))
-    yield Bout("longer training", shop, shop.good, shop.fitted(epochs=1, learning_rate=5e-4, belief_steps=10))
+    yield Bout("longer training", shop, shop.good, shop.fitted(epochs=1, learning_rate=5e-4, belief_steps=10, rhythm_classes=1))
     yield Bout("a longer window", shop, shop.good, shop.fitted(split=shop.until(8)))
     drifted = Shop(seed + 1000, size, cell=cell, drifts=True)
     before = drifted.fitted(split=drifted.until(DRIFT_DAY))

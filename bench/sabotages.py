@@ -182,7 +182,7 @@ SABOTAGES: dict[str, Sabotage] = {
     "leaked future": lambda shop: shop.fitted(_told_ahead(shop)),
     "test window by heart": _tests_known,
     "stale data": lambda shop: shop.fitted(split=shop.until(10)),
-    "truncated training": lambda shop: shop.fitted(epochs=1, learning_rate=2e-4, belief_steps=10),
+    "truncated training": lambda shop: shop.fitted(epochs=1, learning_rate=2e-4, belief_steps=10, rhythm_classes=1),
     "few users": lambda shop: shop.fitted(shop.share(0.007)),
     "hours taken for days": _hours_for_days,
     "cut where long": _cut_where_long,

@@ -36,6 +36,8 @@ OWN, ALL = 6.0, 3.0
 """Gaps at risk by which a level is drawn to its neighbours, and these to all classes."""
 SWITCH, SWITCH_VISITS = 0.02, 50.0
 """The prior: how often a visit ends a class, and the visits that say so."""
+LEAST_AT_RISK = 10.0
+"""Gaps that must have lasted until a level for it to be known of."""
 LEAST = 1e-9
 """Of a probability."""
 
@@ -107,7 +109,7 @@ def _chosen(gaps: Gaps, classes: int, rng: np.random.Generator) -> Mixture:
 
 def _fitted(streams: Streams, classes: int, rng: np.random.Generator) -> Mixture:
     w_LC, w_UC = streams.first_guess(classes, rng)
-    mixture = Mixture(streams.hazards(w_LC, w_UC), w_UC.mean(0), SWITCH)
+    mixture = Mixture(streams.hazards(w_LC, w_UC), np.full(classes, 1 / classes), SWITCH)
     for _ in range(ROUNDS):
         _, w_LC, w_UC, prior_C, switch = streams.expected(mixture)
         mixture = Mixture(streams.hazards(w_LC, w_UC), prior_C, switch)
@@ -151,7 +153,7 @@ class Streams:
         ended, lasting = counted(self.row, w_LC), counted(self.last, w_UC)
         risk = np.cumsum((ended + lasting)[:, ::-1], 1)[:, ::-1] - 0.5 * lasting
         # Levels are of different lengths, so neighbours are alike by their rates.
-        of_all = (_smooth(ended.sum(2, keepdims=True)) + LEAST) / (_smooth(risk.sum(2, keepdims=True) * _WIDTH_G1) + LEAST)
+        of_all = np.stack([_rate_of_all(*of_kind) for of_kind in zip(ended.sum(2), risk.sum(2), strict=True)])[:, :, None]
         rate = (_smooth(ended) + ALL * of_all * _WIDTH_G1) / (_smooth(risk * _WIDTH_G1) + ALL * _WIDTH_G1)
         hazard: Floats = (ended - OWN * np.expm1(-rate * _WIDTH_G1)) / (risk + OWN)
         return hazard.clip(1e-7, 0.999).reshape(KINDS * LEVELS, classes)
@@ -194,6 +196,15 @@ class Streams:
         into += begun.sum(0)
         switch = (switches + SWITCH * SWITCH_VISITS) / (len(self.row) + SWITCH_VISITS)
         return said / max(len(self.last), 1), w_LC, end_UC, into / into.sum(), switch
+
+
+def _rate_of_all(ended_G: Floats, risk_G: Floats) -> Floats:
+    """(G,) gaps that end a day, by level. Beyond what the window is long enough to show, the last known rate goes on."""
+    ended_G, exposed_G, risk_G = (_smooth(x_G[None, :, None])[0, :, 0] for x_G in (ended_G, risk_G * _WIDTH_G1[:, 0], risk_G))
+    rate_G: Floats = (ended_G + LEAST) / (exposed_G + 1.0)
+    known = np.flatnonzero(risk_G >= LEAST_AT_RISK)
+    rate_G[known[-1] + 1 if len(known) else 0 :] = rate_G[known[-1]] if len(known) else LEAST
+    return rate_G
 
 
 def _smooth(x_IGC: Floats) -> Floats:
