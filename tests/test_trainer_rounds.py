@@ -181,7 +181,7 @@ def test_close_to_what_is_attainable(hold: Callable[..., Outcome], tmp_path: Pat
     horizon = 30
     shop = simulate(shop_law(), users=users * (days + 10 + horizon) // days, start_ms=START_MS, days=days + 10 + horizon, seed=3)
     whole = shop_history(users * (days + 10 + horizon) // days, days + 10 + horizon, seed=3)
-    outcome = hold(whole.before(START_MS + days * DAY_MS), epochs=2, threads=1)
+    outcome = hold(whole.before(START_MS + days * DAY_MS), epochs=4, belief_steps=100, threads=1)
     assert outcome.kind == "promoted", outcome.reason
     model = Registry(str(tmp_path / "registry")).load(str(outcome.version))
 
